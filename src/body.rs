@@ -1,0 +1,214 @@
+//! Request bodies: bytes, a stream, or a factory that makes the stream anew for each attempt.
+//!
+//! Whether a failed request may be sent again depends on whether its body can be produced again;
+//! [`Body`] knows.
+
+use std::error::Error as StdError;
+use std::fmt;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http_body::{Body as HttpBody, Frame, SizeHint};
+
+type BoxError = Box<dyn StdError + Send + Sync>;
+type BoxBody = Pin<Box<dyn HttpBody<Data = Bytes, Error = BoxError> + Send>>;
+type Factory = Arc<dyn Fn() -> Body + Send + Sync>;
+
+/// The body of a request.
+///
+/// Bytes and factories can be sent again when an attempt failed before the peer processed it; a
+/// stream only while nothing was taken from it.
+pub struct Body {
+    kind: Kind,
+}
+
+enum Kind {
+    Bytes(Bytes),
+    Stream { body: BoxBody, touched: bool },
+    Factory(Factory),
+}
+
+impl Body {
+    /// No body at all.
+    pub fn empty() -> Self {
+        Self::from(Bytes::new())
+    }
+
+    /// Any [`http_body::Body`]. Its length is sent as `content-length` if its size hint is exact.
+    /// It can be sent once.
+    pub fn wrap<B>(body: B) -> Self
+    where
+        B: HttpBody<Data = Bytes> + Send + 'static,
+        B::Error: Into<BoxError>,
+    {
+        Self {
+            kind: Kind::Stream {
+                body: Box::pin(BoxedErrors { body: Box::pin(body) }),
+                touched: false,
+            },
+        }
+    }
+
+    /// A body that can be produced again: `make` is called for each attempt.
+    pub fn factory(make: impl Fn() -> Self + Send + Sync + 'static) -> Self {
+        Self {
+            kind: Kind::Factory(Arc::new(make)),
+        }
+    }
+
+    /// The bytes, if the whole body is known.
+    pub fn as_bytes(&self) -> Option<&Bytes> {
+        match &self.kind {
+            Kind::Bytes(bytes) => Some(bytes),
+            _ => None,
+        }
+    }
+
+    /// A body for one attempt, and what remains for a further one (`None`: this was the only one).
+    pub(crate) fn for_attempt(self) -> (Self, Option<Self>) {
+        match self.kind {
+            Kind::Bytes(bytes) => (Self::from(bytes.clone()), Some(Self::from(bytes))),
+            Kind::Factory(make) => {
+                let mut body = make();
+                // A factory that makes factories would never end; one level is unwrapped.
+                if let Kind::Factory(inner) = body.kind {
+                    body = inner();
+                }
+                (body, Some(Self { kind: Kind::Factory(make) }))
+            }
+            Kind::Stream { .. } => (self, None),
+        }
+    }
+
+    /// Whether an attempt took anything from it.
+    pub(crate) fn is_touched(&self) -> bool {
+        matches!(&self.kind, Kind::Stream { touched: true, .. })
+    }
+
+    /// The exact length, if known.
+    pub(crate) fn exact_len(&self) -> Option<u64> {
+        match &self.kind {
+            Kind::Bytes(bytes) => Some(bytes.len() as u64),
+            Kind::Stream { body, .. } => body.size_hint().exact(),
+            Kind::Factory(_) => None,
+        }
+    }
+
+    pub(crate) fn poll_next(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        match &mut self.kind {
+            Kind::Bytes(bytes) if bytes.is_empty() => Poll::Ready(None),
+            Kind::Bytes(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
+            Kind::Stream { body, touched } => {
+                let next = body.as_mut().poll_frame(cx);
+                *touched |= next.is_ready();
+                next
+            }
+            Kind::Factory(make) => {
+                let body = make();
+                *self = body;
+                self.poll_next(cx)
+            }
+        }
+    }
+}
+
+impl Default for Body {
+    fn default() -> Self {
+        Self::empty()
+    }
+}
+
+impl fmt::Debug for Body {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.kind {
+            Kind::Bytes(bytes) => write!(f, "Body({} bytes)", bytes.len()),
+            Kind::Stream { .. } => f.write_str("Body(stream)"),
+            Kind::Factory(_) => f.write_str("Body(factory)"),
+        }
+    }
+}
+
+impl From<Bytes> for Body {
+    fn from(bytes: Bytes) -> Self {
+        Self { kind: Kind::Bytes(bytes) }
+    }
+}
+
+impl From<()> for Body {
+    fn from((): ()) -> Self {
+        Self::empty()
+    }
+}
+
+macro_rules! body_from {
+    ($($from:ty),+) => {
+        $(impl From<$from> for Body {
+            fn from(bytes: $from) -> Self {
+                Self::from(Bytes::from(bytes))
+            }
+        })+
+    };
+}
+body_from!(Vec<u8>, String, &'static [u8], &'static str);
+
+/// A body whose errors are boxed, so that all streams have one type.
+struct BoxedErrors<B> {
+    body: Pin<Box<B>>,
+}
+
+impl<B> HttpBody for BoxedErrors<B>
+where
+    B: HttpBody<Data = Bytes>,
+    B::Error: Into<BoxError>,
+{
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        self.body
+            .as_mut()
+            .poll_frame(cx)
+            .map(|next| next.map(|frame| frame.map_err(Into::into)))
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    // layering: uses this module alone.
+    use super::*;
+
+    #[test]
+    fn bytes_and_factories_serve_a_second_attempt_and_streams_do_not() {
+        let (first, rest) = Body::from("abc").for_attempt();
+        assert_eq!(first.as_bytes().unwrap(), "abc");
+        assert_eq!(rest.unwrap().as_bytes().unwrap(), "abc");
+
+        let (first, rest) = Body::factory(|| Body::from("x")).for_attempt();
+        assert_eq!(first.as_bytes().unwrap(), "x");
+        assert!(rest.is_some());
+
+        let stream = Body::wrap(http_body_util::Full::new(Bytes::from("s")));
+        assert_eq!(stream.exact_len(), Some(1));
+        let (mut first, rest) = stream.for_attempt();
+        assert!(rest.is_none() && !first.is_touched());
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        assert!(first.poll_next(&mut cx).is_ready());
+        assert!(first.is_touched());
+    }
+}

@@ -1,0 +1,128 @@
+//! What is known about a connection.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use crate::io::PeerAddr;
+use crate::timing::ConnectionTrace;
+
+/// The identity of a connection: unique in the process, never used again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ConnectionId(u64);
+
+impl ConnectionId {
+    pub(crate) fn next() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        Self(NEXT.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// The number.
+    pub fn as_u64(self) -> u64 {
+        self.0
+    }
+}
+
+impl fmt::Display for ConnectionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "#{}", self.0)
+    }
+}
+
+/// Facts about one connection. Cheap to clone; outlives the connection.
+#[derive(Clone)]
+pub struct ConnectionInfo {
+    facts: Arc<Facts>,
+}
+
+struct Facts {
+    id: ConnectionId,
+    origin: Arc<str>,
+    protocol: http::Version,
+    remote_addr: Option<PeerAddr>,
+    trace: Arc<ConnectionTrace>,
+    requests: AtomicU64,
+}
+
+impl ConnectionInfo {
+    pub(crate) fn new(
+        origin: Arc<str>,
+        protocol: http::Version,
+        remote_addr: Option<PeerAddr>,
+        trace: ConnectionTrace,
+    ) -> Self {
+        Self {
+            facts: Arc::new(Facts {
+                id: ConnectionId::next(),
+                origin,
+                protocol,
+                remote_addr,
+                trace: Arc::new(trace),
+                requests: AtomicU64::new(0),
+            }),
+        }
+    }
+
+    /// Its identity.
+    pub fn id(&self) -> ConnectionId {
+        self.facts.id
+    }
+
+    /// The origin it leads to, such as `https://api.example.com`.
+    pub fn origin(&self) -> &str {
+        &self.facts.origin
+    }
+
+    /// HTTP/2 or HTTP/1.1.
+    pub fn protocol(&self) -> http::Version {
+        self.facts.protocol
+    }
+
+    /// The address of the other end, where the transport knows one.
+    pub fn remote_addr(&self) -> Option<&PeerAddr> {
+        self.facts.remote_addr.as_ref()
+    }
+
+    /// What setting it up cost, phase by phase.
+    pub fn trace(&self) -> &ConnectionTrace {
+        &self.facts.trace
+    }
+
+    pub(crate) fn shared_trace(&self) -> Arc<ConnectionTrace> {
+        self.facts.trace.clone()
+    }
+
+    /// Whether its TLS session was resumed; `None` without TLS.
+    pub fn tls_resumed(&self) -> Option<bool> {
+        self.trace().tls_facts.as_ref().map(|tls| tls.resumed)
+    }
+
+    /// When it could carry its first request.
+    pub fn ready_at(&self) -> Instant {
+        self.trace().ready.unwrap_or(self.trace().start)
+    }
+
+    /// Requests it was given so far.
+    pub fn requests(&self) -> u64 {
+        self.facts.requests.load(Ordering::Relaxed)
+    }
+
+    /// Counts a request; returns how many it was given before.
+    pub(crate) fn count_request(&self) -> u64 {
+        self.facts.requests.fetch_add(1, Ordering::Relaxed)
+    }
+}
+
+impl fmt::Debug for ConnectionInfo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ConnectionInfo")
+            .field("id", &self.facts.id.0)
+            .field("origin", &self.facts.origin)
+            .field("protocol", &self.facts.protocol)
+            .field("remote_addr", &self.facts.remote_addr)
+            .field("tls_resumed", &self.tls_resumed())
+            .field("requests", &self.requests())
+            .finish_non_exhaustive()
+    }
+}

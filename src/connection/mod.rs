@@ -1,0 +1,21 @@
+//! The only place where the phases meet: from a plan to a connection that speaks HTTP.
+//!
+//! ```text
+//! plan -- race (dns -> tcp, happy eyeballs) -- tls -- h2 preface, or h1, by ALPN --> Opened
+//! ```
+//!
+//! `plan` says what to connect to and how (pure), `race` tries the addresses, `connect` walks the
+//! phases and stamps them, `stream` is what comes out below HTTP, `info` what is known about it.
+
+mod connect;
+mod info;
+mod plan;
+mod race;
+mod stream;
+
+pub(crate) use connect::{Deps, Link, Opened, connect};
+pub use info::{ConnectionId, ConnectionInfo};
+pub(crate) use plan::{ConnectOptions, Plan};
+pub use plan::{IpVersion, Protocols};
+pub(crate) use race::RaceOptions;
+pub(crate) use stream::Stream;

@@ -1,0 +1,126 @@
+//! What to connect to and how. Pure.
+
+use std::sync::Arc;
+
+use crate::dns::Families;
+use crate::error::Error;
+use crate::origin::Origin;
+use crate::tcp::TcpOptions;
+use crate::tls::{Alpn, Identities, OriginTls, TlsOptions};
+
+/// Which HTTP versions to speak. A request's own `version` is ignored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Protocols {
+    /// By ALPN: HTTP/2 where the server has it, else HTTP/1.1. Plain `http` is HTTP/1.1.
+    #[default]
+    Auto,
+    /// HTTP/1.1 alone.
+    Http1,
+    /// HTTP/2 alone, by ALPN; `https` only.
+    Http2,
+    /// HTTP/2 without asking (RFC 9113 §3.3), over plain `http` too.
+    Http2PriorKnowledge,
+}
+
+/// Which address families to use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum IpVersion {
+    /// Both, raced (RFC 8305).
+    #[default]
+    Any,
+    /// IPv4 alone.
+    V4,
+    /// IPv6 alone.
+    V6,
+}
+
+/// Everything a client may set that shapes a connection. Two clients share connections only if
+/// all of it is equal.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct ConnectOptions {
+    pub(crate) protocols: Protocols,
+    pub(crate) tls: TlsOptions,
+    pub(crate) tcp: TcpOptions,
+    pub(crate) ip_version: IpVersion,
+    /// Connections of different tags are never shared.
+    pub(crate) isolation: Option<Arc<str>>,
+}
+
+/// What comes after TCP.
+#[derive(Clone, Debug)]
+pub(crate) enum Security {
+    Plain,
+    Tls(OriginTls),
+}
+
+/// How to set up a connection to one origin: made once per origin, read by every dial.
+#[derive(Clone, Debug)]
+pub(crate) struct Plan {
+    pub(crate) origin: Origin,
+    /// The origin as errors and targets name it.
+    pub(crate) origin_text: Arc<str>,
+    pub(crate) host_text: Arc<str>,
+    pub(crate) families: Families,
+    pub(crate) tcp: TcpOptions,
+    pub(crate) security: Security,
+    pub(crate) protocols: Protocols,
+}
+
+impl Plan {
+    /// # Errors
+    /// Invalid: HTTP/2 by ALPN on plain `http`, a host that TLS cannot name.
+    pub(crate) fn new(
+        origin: &Origin,
+        options: &ConnectOptions,
+        identities: &Identities,
+    ) -> Result<Self, Error> {
+        let ConnectOptions { protocols, tls, tcp, ip_version, isolation: _ } = options;
+        let security = if origin.is_https() {
+            let alpn = match protocols {
+                Protocols::Auto => Alpn::H2AndHttp1,
+                Protocols::Http1 => Alpn::Http1,
+                Protocols::Http2 | Protocols::Http2PriorKnowledge => Alpn::H2,
+            };
+            Security::Tls(identities.for_origin(tls, origin.canonical_host(), alpn)?)
+        } else {
+            check_plain(origin, *protocols)?;
+            Security::Plain
+        };
+        Ok(Self {
+            origin_text: origin.to_string().into(),
+            host_text: origin.host().into(),
+            origin: origin.clone(),
+            families: Families {
+                v4: *ip_version != IpVersion::V6,
+                v6: *ip_version != IpVersion::V4,
+            },
+            tcp: tcp.clone(),
+            security,
+            protocols: *protocols,
+        })
+    }
+
+    /// The protocol, where it is known before the connection is.
+    pub(crate) fn known_protocol(&self) -> Option<http::Version> {
+        match (self.protocols, &self.security) {
+            (Protocols::Http1, _) | (Protocols::Auto, Security::Plain) => {
+                Some(http::Version::HTTP_11)
+            }
+            (Protocols::Http2 | Protocols::Http2PriorKnowledge, _) => Some(http::Version::HTTP_2),
+            (Protocols::Auto, Security::Tls(_)) => None,
+        }
+    }
+}
+
+/// HTTP/2 on plain `http` needs prior knowledge: there is no ALPN to ask.
+pub(crate) fn check_plain(origin: &Origin, protocols: Protocols) -> Result<(), Error> {
+    if !origin.is_https() && protocols == Protocols::Http2 {
+        return Err(Error::invalid(
+            "protocols Http2 needs https; use Http2PriorKnowledge for plain http",
+        )
+        .with_origin(origin.to_string()));
+    }
+    Ok(())
+}

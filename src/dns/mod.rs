@@ -1,0 +1,26 @@
+//! Names to addresses: who is asked ([`Resolve`]), what is remembered, and how both families
+//! arrive apart.
+//!
+//! ```text
+//! Dns::lookup(host) -- literal, localhost, override: at once, nobody is asked
+//!                   -- cache: at once
+//!                   -- flight: one query per name and family, in a task of its own, shared by all
+//! ```
+//!
+//! `resolve` holds the trait and its types, `cache` decides what is kept and for how long (pure),
+//! `lookup` acts, `hickory` and `system` are the two resolvers.
+
+mod cache;
+#[cfg(feature = "hickory")]
+mod hickory;
+mod lookup;
+mod resolve;
+mod system;
+
+pub use cache::DnsCacheOptions;
+pub(crate) use cache::Outcome;
+#[cfg(feature = "hickory")]
+pub use hickory::HickoryResolver;
+pub(crate) use lookup::{Dns, Families, Lookup};
+pub use resolve::{Answer, Family, Resolve, ResolveError, ResolveErrorKind};
+pub use system::SystemResolver;

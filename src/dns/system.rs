@@ -1,0 +1,46 @@
+//! The operating system's resolver: `getaddrinfo` on tokio's blocking pool.
+
+use std::io;
+
+use crate::io::BoxFuture;
+
+use super::resolve::{Answer, Family, Resolve, ResolveError, ResolveErrorKind};
+
+/// Resolves by `getaddrinfo`, the default without the `hickory` feature.
+///
+/// It knows everything the system knows (nsswitch, mDNS, VPN), but says nothing about times to
+/// live and answers both families at once: each question costs one blocking call that takes as
+/// long as the slower family. Answers are kept for
+/// [`DnsCacheOptions::min_ttl`](super::DnsCacheOptions::min_ttl).
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SystemResolver;
+
+impl SystemResolver {
+    /// The system's resolver.
+    pub fn new() -> Self {
+        Self
+    }
+}
+
+impl Resolve for SystemResolver {
+    fn resolve(&self, name: &str, family: Family) -> BoxFuture<'static, Result<Answer, ResolveError>> {
+        // The final dot keeps search domains out.
+        let name = format!("{name}.");
+        Box::pin(async move {
+            let found = tokio::net::lookup_host((name, 0)).await.map_err(classify)?;
+            let addrs: Vec<_> = found
+                .map(|addr| addr.ip())
+                .filter(|ip| Family::of(ip) == family)
+                .collect();
+            if addrs.is_empty() {
+                return Err(ResolveError::new(ResolveErrorKind::NoAddress));
+            }
+            Ok(Answer::new(addrs, None))
+        })
+    }
+}
+
+/// `getaddrinfo` tells its causes only in words; std gives all of them one kind.
+fn classify(error: io::Error) -> ResolveError {
+    ResolveError::new(ResolveErrorKind::Other).with_source(error)
+}

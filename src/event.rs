@@ -1,0 +1,288 @@
+//! What happens, said where it happens; and the two recorders that turn it into timing.
+//!
+//! Stamping is one path: a phase begins and ends because the code that does the work emits an
+//! event, never because somebody upstairs subtracts instants. [`DialRecorder`] reads the events of
+//! one dial, [`RequestRecorder`] those of one request.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use crate::clock::now;
+use crate::sync::lock;
+use crate::timing::{
+    Attempt, AttemptOutcome, ConnectionTrace, ConnectionUse, DnsFacts, Phase, RequestTiming, Share,
+    Span, TlsFacts, WaitCause, Waited,
+};
+
+/// Something that happened while a connection was set up.
+#[derive(Debug)]
+pub(crate) enum DialEvent {
+    LookupStart,
+    LookupEnd(DnsFacts),
+    ConnectStart(SocketAddr),
+    ConnectEnd(SocketAddr, AttemptOutcome),
+    TcpEstablished,
+    TlsStart,
+    TlsEnd(TlsFacts),
+    ProtocolStart,
+    Ready,
+    Failed,
+}
+
+/// Reads the events of one dial into its trace. Shared with the requests that wait for the dial,
+/// so that one that gives up can say how far it had come.
+#[derive(Debug)]
+pub(crate) struct DialRecorder {
+    trace: Mutex<ConnectionTrace>,
+}
+
+impl DialRecorder {
+    pub(crate) fn new() -> Arc<Self> {
+        Arc::new(Self {
+            trace: Mutex::new(ConnectionTrace::new(now())),
+        })
+    }
+
+    pub(crate) fn emit(&self, event: DialEvent) {
+        let at = now();
+        let open = Some(Span { start: at, end: None });
+        let close = |span: &mut Option<Span>| {
+            if let Some(span) = span {
+                span.end.get_or_insert(at);
+            }
+        };
+        let trace = &mut *lock(&self.trace);
+        match event {
+            DialEvent::LookupStart => trace.dns = open,
+            DialEvent::LookupEnd(facts) => trace.dns_facts = Some(facts),
+            DialEvent::ConnectStart(addr) => {
+                // The look-up phase lasts until there is something to connect to.
+                close(&mut trace.dns);
+                trace.tcp = trace.tcp.or(open);
+                trace.attempts.push(Attempt {
+                    addr,
+                    start: at,
+                    end: None,
+                    outcome: None,
+                });
+            }
+            DialEvent::ConnectEnd(addr, outcome) => {
+                let running = trace
+                    .attempts
+                    .iter_mut()
+                    .find(|a| a.addr == addr && a.end.is_none());
+                if let Some(attempt) = running {
+                    if outcome == AttemptOutcome::Won {
+                        trace.tcp_rtt = Some(at.saturating_duration_since(attempt.start));
+                    }
+                    attempt.end = Some(at);
+                    attempt.outcome = Some(outcome);
+                }
+            }
+            DialEvent::TcpEstablished => close(&mut trace.tcp),
+            DialEvent::TlsStart => trace.tls = open,
+            DialEvent::TlsEnd(facts) => {
+                close(&mut trace.tls);
+                trace.tls_facts = Some(facts);
+            }
+            DialEvent::ProtocolStart => trace.protocol = open,
+            DialEvent::Ready => {
+                close(&mut trace.protocol);
+                trace.ready = Some(at);
+            }
+            DialEvent::Failed => {
+                for span in [&mut trace.dns, &mut trace.tcp, &mut trace.tls, &mut trace.protocol] {
+                    close(span);
+                }
+            }
+        }
+    }
+
+    /// The trace so far.
+    pub(crate) fn trace(&self) -> ConnectionTrace {
+        lock(&self.trace).clone()
+    }
+
+    pub(crate) fn current_phase(&self) -> Phase {
+        lock(&self.trace).current_phase()
+    }
+}
+
+/// Something that happened to a request.
+#[derive(Debug)]
+pub(crate) enum RequestEvent {
+    AttemptStart,
+    /// A stretch in the line is over.
+    Waited(Waited),
+    /// The connection is the request's own; the trace is that of the dial it waited for.
+    Acquired {
+        how: ConnectionUse,
+        dial: Option<Arc<ConnectionTrace>>,
+    },
+    /// The last byte of the request was handed over.
+    UploadEnd,
+    Informational,
+    /// The read that brought the final response's first byte.
+    FirstByte(Instant),
+    Headers,
+    /// A read of the body is over; until the next one begins the time is the caller's.
+    ReadEnd,
+    ReadStart,
+    End,
+}
+
+/// Reads the events of one request.
+#[derive(Debug)]
+pub(crate) struct RequestRecorder {
+    timing: RequestTiming,
+    attempts: u32,
+    how: Option<ConnectionUse>,
+    waits: Vec<Waited>,
+    /// Where the request stands in line now, and the dial it is waiting for.
+    waiting: Option<(WaitCause, Instant)>,
+    dial: Option<Arc<DialRecorder>>,
+    paused_since: Option<Instant>,
+}
+
+impl RequestRecorder {
+    /// The request's first poll.
+    pub(crate) fn start() -> Self {
+        let start = now();
+        Self {
+            timing: RequestTiming {
+                start,
+                attempt_start: None,
+                retried: false,
+                acquired: None,
+                share: Share::default(),
+                upload_end: None,
+                informational: None,
+                first_byte: None,
+                headers: None,
+                end: start,
+                complete: false,
+                paused: Duration::ZERO,
+            },
+            attempts: 0,
+            how: None,
+            waits: Vec::new(),
+            waiting: None,
+            dial: None,
+            paused_since: None,
+        }
+    }
+
+    pub(crate) fn emit(&mut self, event: RequestEvent) {
+        if self.timing.complete {
+            return;
+        }
+        let at = now();
+        let timing = &mut self.timing;
+        match event {
+            RequestEvent::AttemptStart => {
+                self.attempts += 1;
+                self.waits.clear();
+                self.waiting = None;
+                self.dial = None;
+                self.how = None;
+                *timing = RequestTiming {
+                    attempt_start: Some(if self.attempts == 1 { timing.start } else { at }),
+                    retried: self.attempts > 1,
+                    acquired: None,
+                    share: Share::default(),
+                    upload_end: None,
+                    informational: None,
+                    first_byte: None,
+                    headers: None,
+                    ..*timing
+                };
+            }
+            RequestEvent::Waited(waited) => {
+                self.waiting = None;
+                self.waits.push(waited);
+            }
+            RequestEvent::Acquired { how, dial } => {
+                self.waiting = None;
+                self.dial = None;
+                self.how = Some(how);
+                timing.acquired = Some(at);
+                let from = timing.attempt_start.unwrap_or(timing.start);
+                timing.share = Share::partition(from, at, dial.as_deref(), &self.waits);
+            }
+            RequestEvent::UploadEnd => timing.upload_end = timing.upload_end.or(Some(at)),
+            RequestEvent::Informational => timing.informational = timing.informational.or(Some(at)),
+            RequestEvent::FirstByte(read_at) => {
+                let earliest = timing.acquired.unwrap_or(timing.start);
+                timing.first_byte = Some(read_at.max(earliest).min(at));
+            }
+            RequestEvent::Headers => {
+                timing.headers = Some(at);
+                self.paused_since = Some(at);
+            }
+            RequestEvent::ReadStart => {
+                if let Some(since) = self.paused_since.take() {
+                    timing.paused += at.saturating_duration_since(since);
+                }
+            }
+            RequestEvent::ReadEnd => self.paused_since = Some(at),
+            RequestEvent::End => self.finish(at),
+        }
+    }
+
+    /// The request stands in line: it may be asked for its timing while it waits.
+    pub(crate) fn waiting(
+        &mut self,
+        why: WaitCause,
+        since: Instant,
+        dial: Option<Arc<DialRecorder>>,
+    ) {
+        self.waiting = Some((why, since));
+        self.dial = dial;
+    }
+
+    pub(crate) fn attempts(&self) -> u32 {
+        self.attempts
+    }
+
+    pub(crate) fn connection_use(&self) -> Option<ConnectionUse> {
+        self.how
+    }
+
+    pub(crate) fn is_reused(&self) -> bool {
+        self.how.is_some_and(ConnectionUse::is_reused)
+    }
+
+    /// The timing so far, or the final one once the request has ended.
+    pub(crate) fn timing(&self) -> RequestTiming {
+        if self.timing.complete {
+            return self.timing;
+        }
+        self.timing_at(now())
+    }
+
+    fn timing_at(&self, at: Instant) -> RequestTiming {
+        let mut timing = self.timing;
+        timing.end = at;
+        if let Some(since) = self.paused_since {
+            timing.paused += at.saturating_duration_since(since);
+        }
+        if let (Some(from), None) = (timing.attempt_start, timing.acquired) {
+            // Still without a connection: what was waited for so far.
+            let mut waits = self.waits.clone();
+            waits.extend(self.waiting.map(|(why, enter)| Waited { why, enter, leave: at }));
+            let dial = self.dial.as_ref().map(|d| d.trace());
+            timing.share = Share::partition(from, at, dial.as_ref(), &waits);
+        }
+        timing
+    }
+
+    fn finish(&mut self, at: Instant) {
+        self.timing = self.timing_at(at);
+        self.timing.complete = true;
+    }
+}
+
+// layering: uses the ground layer alone.
+#[cfg(test)]
+mod tests;

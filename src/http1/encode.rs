@@ -1,0 +1,117 @@
+//! Request heads and chunks, written. Pure.
+//!
+//! Names and values come as `http` types, which cannot hold CR, LF or NUL.
+
+use std::io::Write;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use http::{HeaderMap, Method};
+
+/// What goes into the head of a request beside its framing.
+#[derive(Debug)]
+pub(crate) struct RequestHead<'a> {
+    pub(crate) method: &'a Method,
+    /// Path and query: origin-form (RFC 9112 §3.2.1).
+    pub(crate) target: &'a str,
+    pub(crate) authority: &'a str,
+    pub(crate) headers: &'a HeaderMap,
+}
+
+/// How the body of a request is delimited.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum UploadFraming {
+    Empty,
+    Length(u64),
+    Chunked,
+}
+
+impl UploadFraming {
+    /// The framing for a body of this length, if it is known.
+    pub(crate) fn new(method: &Method, length: Option<u64>) -> Self {
+        match length {
+            // RFC 9110 §8.6: methods that anticipate content say so even when there is none.
+            Some(0) if !matches!(*method, Method::POST | Method::PUT | Method::PATCH) => Self::Empty,
+            Some(n) => Self::Length(n),
+            None => Self::Chunked,
+        }
+    }
+}
+
+/// Writes the head.
+pub(crate) fn head(head: &RequestHead<'_>, framing: UploadFraming) -> Bytes {
+    let fields: usize = head
+        .headers
+        .iter()
+        .map(|(name, value)| name.as_str().len() + value.len() + 4)
+        .sum();
+    let mut out = BytesMut::with_capacity(96 + head.target.len() + head.authority.len() + fields);
+    for part in [head.method.as_str(), " ", head.target, " HTTP/1.1\r\nhost: ", head.authority] {
+        out.put_slice(part.as_bytes());
+    }
+    out.put_slice(b"\r\n");
+    for (name, value) in head.headers {
+        out.put_slice(name.as_str().as_bytes());
+        out.put_slice(b": ");
+        out.put_slice(value.as_bytes());
+        out.put_slice(b"\r\n");
+    }
+    match framing {
+        UploadFraming::Empty => {}
+        UploadFraming::Length(n) => number(&mut out, format_args!("content-length: {n}\r\n")),
+        UploadFraming::Chunked => out.put_slice(b"transfer-encoding: chunked\r\n"),
+    }
+    out.put_slice(b"\r\n");
+    out.freeze()
+}
+
+/// The line before a chunk's data; CRLF follows the data.
+pub(crate) fn chunk_size(len: usize) -> Bytes {
+    let mut out = BytesMut::with_capacity(18);
+    number(&mut out, format_args!("{len:x}\r\n"));
+    out.freeze()
+}
+
+/// The end of a chunked body.
+pub(crate) fn last_chunk(trailers: Option<&HeaderMap>) -> Bytes {
+    let mut out = BytesMut::with_capacity(5);
+    out.put_slice(b"0\r\n");
+    for (name, value) in trailers.into_iter().flatten() {
+        out.put_slice(name.as_str().as_bytes());
+        out.put_slice(b": ");
+        out.put_slice(value.as_bytes());
+        out.put_slice(b"\r\n");
+    }
+    out.put_slice(b"\r\n");
+    out.freeze()
+}
+
+fn number(out: &mut BytesMut, text: std::fmt::Arguments<'_>) {
+    out.writer().write_fmt(text).expect("a growing buffer takes every write");
+}
+
+#[cfg(test)]
+mod tests {
+    // layering: uses this module alone.
+    use super::*;
+
+    #[test]
+    fn head_has_host_first_and_the_framing_of_its_body() {
+        let mut headers = HeaderMap::new();
+        headers.insert("accept", "*/*".parse().unwrap());
+        let request = RequestHead {
+            method: &Method::POST,
+            target: "/a?b",
+            authority: "h.test:81",
+            headers: &headers,
+        };
+        assert_eq!(
+            head(&request, UploadFraming::new(&Method::POST, Some(3))),
+            "POST /a?b HTTP/1.1\r\nhost: h.test:81\r\naccept: */*\r\ncontent-length: 3\r\n\r\n"
+        );
+        assert_eq!(UploadFraming::new(&Method::GET, Some(0)), UploadFraming::Empty);
+        assert_eq!(UploadFraming::new(&Method::POST, Some(0)), UploadFraming::Length(0));
+        assert_eq!(UploadFraming::new(&Method::GET, None), UploadFraming::Chunked);
+        assert_eq!(chunk_size(255), "ff\r\n");
+        assert_eq!(last_chunk(Some(&headers)), "0\r\naccept: */*\r\n\r\n");
+    }
+}

@@ -1,0 +1,603 @@
+//! One connection: request out, response in, all inside the caller's own future.
+
+use std::collections::VecDeque;
+use std::future::{Future, poll_fn};
+use std::io::{self, IoSlice};
+use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::task::{Context, Poll, ready};
+use std::time::Instant;
+
+use bytes::{Buf, Bytes, BytesMut};
+use http::{HeaderMap, Method, StatusCode, Version};
+use http_body::Frame;
+use tokio::io::AsyncReadExt;
+
+use crate::body::Body;
+use crate::close_reason::CloseReason;
+use crate::error::{Error, ErrorKind, ReplaySafety};
+use crate::event::{RequestEvent, RequestRecorder};
+use crate::http_head::{Head, HeadError, HeadLimits, HeadParser};
+use crate::io::Carrier;
+use crate::timing::Phase;
+
+use super::chunked::{ChunkedDecoder, Decoded};
+use super::encode::{self, RequestHead, UploadFraming};
+use super::framing::{self, BodyFraming};
+
+/// Asked of the stream by one read of a body.
+const READ_SIZE: usize = 16 * 1024;
+/// Informational responses accepted before the final one.
+const MAX_INFORMATIONAL: u32 = 32;
+
+/// The final head of a response.
+#[derive(Debug)]
+pub(crate) struct ResponseHead {
+    pub(crate) status: StatusCode,
+    pub(crate) version: Version,
+    pub(crate) headers: HeaderMap,
+    /// No body follows.
+    pub(crate) is_end: bool,
+    /// The connection now speaks another protocol.
+    pub(crate) is_tunnel: bool,
+}
+
+#[derive(Debug)]
+enum State {
+    Idle,
+    /// A request is under way; if its future is dropped the connection stays here for good.
+    Busy,
+    Body(Decoder),
+    /// The response is complete and the connection may not be used again.
+    Done(CloseReason),
+    Tunnel,
+}
+
+#[derive(Debug)]
+enum Decoder {
+    Length(u64),
+    Chunked(ChunkedDecoder),
+    UntilClose,
+}
+
+/// An HTTP/1.1 connection.
+#[derive(Debug)]
+pub(crate) struct Http1<S> {
+    io: S,
+    buffer: BytesMut,
+    state: State,
+    keep_alive: Result<(), CloseReason>,
+    limits: HeadLimits,
+}
+
+impl<S: Carrier> Http1<S> {
+    pub(crate) fn new(io: S) -> Self {
+        Self {
+            io,
+            buffer: BytesMut::new(),
+            state: State::Idle,
+            keep_alive: Ok(()),
+            limits: HeadLimits::default(),
+        }
+    }
+
+    /// Whether a further request may use it, or why not.
+    pub(crate) fn reusable(&self) -> Result<(), CloseReason> {
+        match &self.state {
+            State::Idle if self.buffer.is_empty() => Ok(()),
+            State::Idle => Err(CloseReason::UnsolicitedBytes),
+            State::Busy | State::Body(_) => Err(CloseReason::Cancelled),
+            State::Done(reason) => Err(*reason),
+            State::Tunnel => Err(CloseReason::Upgraded),
+        }
+    }
+
+    /// Looks whether the idle connection is quiet. The waker of `cx` is woken when the peer sends
+    /// something or closes. Post-handshake TLS messages are read and are no reason to close.
+    pub(crate) fn poll_quiet(&mut self, cx: &mut Context<'_>) -> Result<(), CloseReason> {
+        self.reusable()?;
+        // A connection that has never served still holds the end of its handshake back.
+        self.io.uncork();
+        let _ = Pin::new(&mut self.io).poll_flush(cx);
+        let read = {
+            let read = pin!(self.io.read_buf(&mut self.buffer));
+            read.poll(cx)
+        };
+        match read {
+            Poll::Pending => Ok(()),
+            Poll::Ready(Ok(0) | Err(_)) => Err(CloseReason::PeerClosedIdle),
+            // RFC 9112 §9.2: no request is outstanding, so this is nobody's answer.
+            Poll::Ready(Ok(_)) => Err(CloseReason::UnsolicitedBytes),
+        }
+    }
+
+    /// Gives memory back while idle.
+    pub(crate) fn release_buffers(&mut self) {
+        if self.buffer.is_empty() {
+            self.buffer = BytesMut::new();
+        }
+        self.io.release_buffers();
+    }
+
+    /// Says goodbye as far as that is possible without waiting (TLS close_notify, FIN).
+    pub(crate) fn close(mut self) {
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        let _ = Pin::new(&mut self.io).poll_shutdown(&mut cx);
+    }
+
+    /// The stream and what was read of the next protocol (RFC 9110 §7.8).
+    pub(crate) fn into_parts(self) -> (S, Bytes) {
+        (self.io, self.buffer.freeze())
+    }
+
+    /// Sends a request and reads the head of its final response.
+    ///
+    /// `sent` counts body bytes handed over, so that a timer can see progress. Dropping the
+    /// future leaves the connection unusable.
+    ///
+    /// # Errors
+    /// Kind ConnectionLost, Protocol, TooLarge or Body; the replay safety says what is known.
+    pub(crate) async fn exchange(
+        &mut self,
+        request: &RequestHead<'_>,
+        length: Option<u64>,
+        body: &mut Body,
+        sent: &AtomicU64,
+        recorder: &mut RequestRecorder,
+    ) -> Result<ResponseHead, Error> {
+        self.state = State::Busy;
+        self.keep_alive = Ok(());
+        let upload = Upload::new(request, length);
+        let mut exchange = Exchange {
+            method: request.method,
+            written_before: self.io.bytes_written(),
+            upload,
+            write_error: None,
+            parser: HeadParser::default(),
+            first_byte: None,
+            informational: 0,
+            connection: self,
+        };
+        exchange.connection.io.uncork();
+        let result = poll_fn(|cx| exchange.poll(cx, body, sent, recorder)).await;
+        let upload_done = exchange.upload.is_done();
+        let (head, framing) = match result {
+            Ok(done) => done,
+            Err(error) => {
+                self.state = State::Done(CloseReason::Failed);
+                return Err(error);
+            }
+        };
+        if !framing.keep_alive {
+            self.keep_alive = Err(match framing.body {
+                BodyFraming::UntilClose => CloseReason::ResponseEnded,
+                _ => CloseReason::PeerAskedToClose,
+            });
+        }
+        if asks_to_close(request.headers) {
+            self.keep_alive = Err(CloseReason::PeerAskedToClose);
+        }
+        if !upload_done {
+            // RFC 9112 §9.5: an early answer ends the upload; the rest of it can never be told
+            // from a next request.
+            self.keep_alive = Err(CloseReason::UploadUnfinished);
+        }
+        self.state = match framing.body {
+            BodyFraming::Empty => State::Idle,
+            BodyFraming::Length(n) => State::Body(Decoder::Length(n)),
+            BodyFraming::Chunked => State::Body(Decoder::Chunked(ChunkedDecoder::new())),
+            BodyFraming::UntilClose => State::Body(Decoder::UntilClose),
+            BodyFraming::Tunnel => State::Tunnel,
+        };
+        if framing.body == BodyFraming::Empty {
+            self.end_response();
+        }
+        Ok(ResponseHead {
+            status: head.status,
+            version: if head.is_http10 { Version::HTTP_10 } else { Version::HTTP_11 },
+            headers: head.headers,
+            is_end: framing.body == BodyFraming::Empty,
+            is_tunnel: framing.body == BodyFraming::Tunnel,
+        })
+    }
+
+    /// The next frame of the response body.
+    pub(crate) fn poll_body(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        loop {
+            let State::Body(decoder) = &mut self.state else {
+                return Poll::Ready(None);
+            };
+            match decoder {
+                Decoder::Length(left) if !self.buffer.is_empty() => {
+                    let n = usize::try_from(*left).unwrap_or(usize::MAX).min(self.buffer.len());
+                    *left -= n as u64;
+                    let data = self.buffer.split_to(n).freeze();
+                    if *left == 0 {
+                        self.end_response();
+                    }
+                    return Poll::Ready(Some(Ok(Frame::data(data))));
+                }
+                Decoder::UntilClose if !self.buffer.is_empty() => {
+                    let data = self.buffer.split().freeze();
+                    return Poll::Ready(Some(Ok(Frame::data(data))));
+                }
+                Decoder::Chunked(chunked) => match chunked.decode(&mut self.buffer) {
+                    Ok(Decoded::Data(data)) => return Poll::Ready(Some(Ok(Frame::data(data)))),
+                    Ok(Decoded::End(trailers)) => {
+                        self.end_response();
+                        return Poll::Ready(trailers.map(|t| Ok(Frame::trailers(t))));
+                    }
+                    Ok(Decoded::Incomplete) => {}
+                    Err(why) => {
+                        let error = Error::new(ErrorKind::Protocol, why);
+                        return self.fail_body(error);
+                    }
+                },
+                _ => {}
+            }
+            match ready!(self.poll_fill(cx)) {
+                Ok(0) if matches!(self.state, State::Body(Decoder::UntilClose)) => {
+                    self.end_response();
+                    return Poll::Ready(None);
+                }
+                Ok(0) => {
+                    let error = Error::new(
+                        ErrorKind::Truncated,
+                        "the connection closed before the end of the body",
+                    );
+                    return self.fail_body(error);
+                }
+                Ok(_) => {}
+                // TLS without close_notify: whoever cut the connection could have cut the body
+                // (RFC 9112 §9.8).
+                Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => {
+                    let error = Error::new(
+                        ErrorKind::Truncated,
+                        "the connection closed before the end of the body",
+                    );
+                    return self.fail_body(error.with_source(e));
+                }
+                Err(e) => {
+                    let error = Error::new(
+                        ErrorKind::ConnectionLost,
+                        "the connection was lost in the middle of the body",
+                    );
+                    return self.fail_body(error.with_source(e));
+                }
+            }
+        }
+    }
+
+    fn fail_body(&mut self, error: Error) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        self.state = State::Done(CloseReason::Failed);
+        let error = error.at(Phase::Receive).with_replay(ReplaySafety::Processed);
+        Poll::Ready(Some(Err(error)))
+    }
+
+    /// Whether the response is complete.
+    pub(crate) fn is_end(&self) -> bool {
+        matches!(self.state, State::Idle | State::Done(_))
+    }
+
+    fn end_response(&mut self) {
+        self.state = match self.keep_alive {
+            Err(reason) => State::Done(reason),
+            // Bytes behind a complete response could be taken for the answer to the next request.
+            Ok(()) if !self.buffer.is_empty() => State::Done(CloseReason::UnsolicitedBytes),
+            Ok(()) => State::Idle,
+        };
+    }
+
+    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        if self.buffer.capacity() - self.buffer.len() < READ_SIZE / 2 {
+            self.buffer.reserve(READ_SIZE);
+        }
+        let read = pin!(self.io.read_buf(&mut self.buffer));
+        read.poll(cx)
+    }
+}
+
+/// The request's own `connection: close`.
+fn asks_to_close(headers: &HeaderMap) -> bool {
+    headers
+        .get_all(http::header::CONNECTION)
+        .into_iter()
+        .flat_map(|value| value.as_bytes().split(|b| *b == b','))
+        .any(|token| token.trim_ascii().eq_ignore_ascii_case(b"close"))
+}
+
+/// One request while its final head is awaited.
+struct Exchange<'a, S> {
+    connection: &'a mut Http1<S>,
+    method: &'a Method,
+    written_before: u64,
+    upload: Upload,
+    write_error: Option<io::Error>,
+    parser: HeadParser,
+    /// The read that brought the first byte of the head now being read.
+    first_byte: Option<Instant>,
+    informational: u32,
+}
+
+impl<S: Carrier> Exchange<'_, S> {
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        body: &mut Body,
+        sent: &AtomicU64,
+        recorder: &mut RequestRecorder,
+    ) -> Poll<Result<(Head, framing::Framing), Error>> {
+        if !self.upload.is_done() && self.write_error.is_none() {
+            match self.upload.poll(cx, &mut self.connection.io, body, sent) {
+                Poll::Ready(Ok(())) => recorder.emit(RequestEvent::UploadEnd),
+                Poll::Ready(Err(UploadError::Body(error))) => {
+                    return Poll::Ready(Err(self.error(error)));
+                }
+                // The answer may have arrived all the same: read on, and tell of the write error
+                // only if there is none.
+                Poll::Ready(Err(UploadError::Write(error))) => self.write_error = Some(error),
+                Poll::Pending => {}
+            }
+        }
+        loop {
+            match self.parse_head() {
+                Ok(Some(head)) => {
+                    if let Some(done) = self.accept(head, recorder) {
+                        return Poll::Ready(done);
+                    }
+                    continue;
+                }
+                Ok(None) => {}
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+            let had_bytes = !self.connection.buffer.is_empty();
+            let lost = match ready!(self.connection.poll_fill(cx)) {
+                Ok(0) => None,
+                Ok(_) => {
+                    if !had_bytes {
+                        self.first_byte = self.connection.io.last_read();
+                    }
+                    continue;
+                }
+                Err(error) => Some(error),
+            };
+            return Poll::Ready(Err(self.lost(lost)));
+        }
+    }
+
+    fn parse_head(&mut self) -> Result<Option<Head>, Error> {
+        let connection = &mut *self.connection;
+        if connection.buffer.is_empty() {
+            return Ok(None);
+        }
+        self.parser
+            .parse(&mut connection.buffer, connection.limits)
+            .map_err(|e| {
+                let kind = match e {
+                    HeadError::TooLarge(..) => ErrorKind::TooLarge,
+                    _ => ErrorKind::Protocol,
+                };
+                Error::new(kind, e.to_string())
+                    .at(Phase::Wait)
+                    .with_replay(ReplaySafety::Processed)
+            })
+    }
+
+    /// Decides on a head: an informational one is counted and skipped.
+    fn accept(
+        &mut self,
+        head: Head,
+        recorder: &mut RequestRecorder,
+    ) -> Option<Result<(Head, framing::Framing), Error>> {
+        let protocol = |why: &str| {
+            let error = Error::new(ErrorKind::Protocol, why);
+            Some(Err(error
+                .at(Phase::Wait)
+                .with_replay(ReplaySafety::Processed)))
+        };
+        if head.status == StatusCode::SWITCHING_PROTOCOLS {
+            if !self.upload.asks_upgrade {
+                return protocol("101 Switching Protocols, but no upgrade was asked for");
+            }
+        } else if head.status.is_informational() {
+            self.informational += 1;
+            recorder.emit(RequestEvent::Informational);
+            if self.informational > MAX_INFORMATIONAL {
+                return protocol("too many informational responses");
+            }
+            // What is left of the buffer came with the last read.
+            self.first_byte = self.connection.io.last_read();
+            return None;
+        }
+        let framing = match framing::decide(self.method, &head) {
+            Ok(framing) => framing,
+            Err(why) => return protocol(why),
+        };
+        if let Some(at) = self.first_byte.or_else(|| self.connection.io.last_read()) {
+            recorder.emit(RequestEvent::FirstByte(at));
+        }
+        Some(Ok((head, framing)))
+    }
+
+    /// The connection ended before the head did.
+    fn lost(&mut self, error: Option<io::Error>) -> Error {
+        let write_error = self.write_error.take();
+        let message = match (&error, &write_error, self.connection.buffer.is_empty()) {
+            (_, _, false) => "the connection was lost in the middle of the response head",
+            (None, None, _) => "the connection was closed before a response",
+            _ => "the connection was lost before a response",
+        };
+        let lost = Error::new(ErrorKind::ConnectionLost, message);
+        match write_error.or(error) {
+            Some(source) => self.error(lost.with_source(source)),
+            None => self.error(lost),
+        }
+    }
+
+    fn error(&self, error: Error) -> Error {
+        let replay = if !self.connection.buffer.is_empty() || self.informational > 0 {
+            ReplaySafety::Processed
+        } else if self.connection.io.bytes_written() == self.written_before {
+            ReplaySafety::NotSent
+        } else {
+            ReplaySafety::MaybeProcessed
+        };
+        let phase = if self.upload.is_done() { Phase::Wait } else { Phase::Send };
+        error.at(phase).with_replay(replay)
+    }
+}
+
+enum UploadError {
+    /// The caller's body failed.
+    Body(Error),
+    Write(io::Error),
+}
+
+/// The request on its way out.
+struct Upload {
+    queue: VecDeque<Bytes>,
+    framing: UploadFraming,
+    body_left: Option<u64>,
+    asks_upgrade: bool,
+    stage: Stage,
+}
+
+#[derive(PartialEq)]
+enum Stage {
+    Body,
+    Flush,
+    Done,
+}
+
+impl Upload {
+    fn new(request: &RequestHead<'_>, length: Option<u64>) -> Self {
+        let framing = UploadFraming::new(request.method, length);
+        Self {
+            queue: VecDeque::from([encode::head(request, framing)]),
+            framing,
+            body_left: length,
+            asks_upgrade: request.headers.contains_key(http::header::UPGRADE),
+            stage: if framing == UploadFraming::Empty { Stage::Flush } else { Stage::Body },
+        }
+    }
+
+    fn is_done(&self) -> bool {
+        self.stage == Stage::Done
+    }
+
+    fn poll<S: Carrier>(
+        &mut self,
+        cx: &mut Context<'_>,
+        io: &mut S,
+        body: &mut Body,
+        sent: &AtomicU64,
+    ) -> Poll<Result<(), UploadError>> {
+        loop {
+            // The body is asked before the queue is written, so that a body that is at hand
+            // leaves in one write with the head.
+            if self.stage == Stage::Body && self.queue.len() <= 1 {
+                match body.poll_next(cx) {
+                    Poll::Ready(next) => {
+                        self.push(next, sent).map_err(UploadError::Body)?;
+                        continue;
+                    }
+                    Poll::Pending if self.queue.is_empty() => {
+                        // Nothing more for now: what was written must not wait for it.
+                        ready!(Pin::new(&mut *io).poll_flush(cx)).map_err(UploadError::Write)?;
+                        return Poll::Pending;
+                    }
+                    Poll::Pending => {}
+                }
+            }
+            if self.queue.is_empty() {
+                if self.stage != Stage::Flush {
+                    continue;
+                }
+                ready!(Pin::new(&mut *io).poll_flush(cx)).map_err(UploadError::Write)?;
+                self.stage = Stage::Done;
+                return Poll::Ready(Ok(()));
+            }
+            ready!(self.poll_write(cx, io)).map_err(UploadError::Write)?;
+        }
+    }
+
+    fn poll_write<S: Carrier>(&mut self, cx: &mut Context<'_>, io: &mut S) -> Poll<io::Result<()>> {
+        let mut slices = [IoSlice::new(&[]); 4];
+        let mut used = 0;
+        for (slice, bytes) in slices.iter_mut().zip(&self.queue) {
+            *slice = IoSlice::new(bytes);
+            used += 1;
+        }
+        let mut n = ready!(Pin::new(io).poll_write_vectored(cx, &slices[..used]))?;
+        if n == 0 {
+            return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+        }
+        while let Some(front) = self.queue.front_mut() {
+            if n < front.len() {
+                front.advance(n);
+                break;
+            }
+            n -= front.len();
+            self.queue.pop_front();
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn push(
+        &mut self,
+        next: Option<Result<Frame<Bytes>, Box<dyn std::error::Error + Send + Sync>>>,
+        sent: &AtomicU64,
+    ) -> Result<(), Error> {
+        let length_error = || {
+            Error::new(
+                ErrorKind::Body,
+                "the request body is not as long as its content-length",
+            )
+        };
+        match next {
+            None => {
+                if self.body_left.is_some_and(|left| left > 0) {
+                    return Err(length_error());
+                }
+                if self.framing == UploadFraming::Chunked {
+                    self.queue.push_back(encode::last_chunk(None));
+                }
+                self.stage = Stage::Flush;
+            }
+            Some(Err(source)) => {
+                let failed = Error::new(ErrorKind::Body, "the request body failed");
+                return Err(failed.with_source(source));
+            }
+            Some(Ok(frame)) => match frame.into_data() {
+                Ok(data) if data.is_empty() => {}
+                Ok(data) => {
+                    sent.fetch_add(data.len() as u64, Relaxed);
+                    if let Some(left) = &mut self.body_left {
+                        *left = left
+                            .checked_sub(data.len() as u64)
+                            .ok_or_else(length_error)?;
+                    }
+                    if self.framing == UploadFraming::Chunked {
+                        self.queue.push_back(encode::chunk_size(data.len()));
+                        self.queue.push_back(data);
+                        self.queue.push_back(Bytes::from_static(b"\r\n"));
+                    } else {
+                        self.queue.push_back(data);
+                    }
+                }
+                Err(frame) => {
+                    // RFC 9112 §7.1.2: trailers exist only in the chunked coding.
+                    if self.framing == UploadFraming::Chunked {
+                        let trailers = frame.into_trailers().ok();
+                        self.queue.push_back(encode::last_chunk(trailers.as_ref()));
+                        self.stage = Stage::Flush;
+                    }
+                }
+            },
+        }
+        Ok(())
+    }
+}

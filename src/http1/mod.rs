@@ -1,0 +1,19 @@
+//! HTTP/1.1 without a task: the caller's own future writes the request and reads the answer.
+//!
+//! `framing` decides where a body ends, `chunked` decodes the one framing that needs a decoder,
+//! `encode` writes heads and chunks (all three pure), `exchange` acts.
+//!
+//! ```text
+//! Idle --exchange--> Busy --final head--> Body --end--> Idle (reusable) or Done (to be closed)
+//!                      '----- dropped, failed ------------------------------> Done
+//! ```
+
+mod chunked;
+mod encode;
+mod exchange;
+mod framing;
+
+#[cfg(fuzzing)]
+pub(crate) use chunked::check_splits as check_chunked;
+pub(crate) use encode::RequestHead;
+pub(crate) use exchange::{Http1, ResponseHead};

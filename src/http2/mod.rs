@@ -1,0 +1,18 @@
+//! HTTP/2, driven straight on the `h2` crate.
+//!
+//! One task per connection polls it ([`Driver`]) and nothing else is spawned: requests call h2 from
+//! the caller's own future and wake that task. Below h2 the tap reads frame headers as they pass
+//! and stamps; beside it we count streams ourselves, because h2 queues silently above the peer's
+//! limit.
+
+mod driver;
+mod exchange;
+mod streams;
+mod tap;
+
+pub use driver::Http2Options;
+pub(crate) use driver::{Driver, Http2, Watch, connect};
+pub(crate) use exchange::{RecvBody, ResponseHead};
+pub(crate) use streams::Released;
+#[cfg(fuzzing)]
+pub(crate) use tap::check_splits as check_tap;

@@ -1,0 +1,469 @@
+//! Under h2: reads the 9-byte frame headers as they pass (RFC 9113 §4.1), stamps when a stream's
+//! HEADERS arrived, sees SETTINGS and GOAWAY, and takes out empty DATA frames.
+//!
+//! The empty frames: h2 closes a connection at the 101st DATA frame of length 0 without END_STREAM
+//! that it ever received, a guard without a setting, while ordinary servers send one per relayed
+//! chunk. They carry nothing, so they are dropped before h2 counts them, unless they come as a
+//! flood.
+//!
+//! [`Scanner`] is the pure part.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use crate::clock::now;
+use crate::io::Carrier;
+
+const HEADER: usize = 9;
+const DATA: u8 = 0;
+const HEADERS: u8 = 1;
+const SETTINGS: u8 = 4;
+const GOAWAY: u8 = 7;
+const END_STREAM: u8 = 0x1;
+const ACK: u8 = 0x1;
+const PADDED: u8 = 0x8;
+
+/// Empty DATA frames in a row, with no other frame between, beyond which they are a flood: from
+/// then on h2 sees them and ends the connection.
+const EMPTY_FLOOD: u32 = 10_000;
+
+/// A frame header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct FrameHeader {
+    pub(crate) len: u32,
+    pub(crate) kind: u8,
+    pub(crate) flags: u8,
+    pub(crate) stream: u32,
+}
+
+impl FrameHeader {
+    fn parse(head: &[u8; HEADER]) -> Self {
+        let [l0, l1, l2, kind, flags, s0, s1, s2, s3] = *head;
+        Self {
+            len: u32::from_be_bytes([0, l0, l1, l2]),
+            kind,
+            flags,
+            // The top bit is reserved and ignored.
+            stream: u32::from_be_bytes([s0, s1, s2, s3]) & 0x7fff_ffff,
+        }
+    }
+
+    fn is_empty_data(&self) -> bool {
+        self.kind == DATA && self.len == 0 && self.flags & (END_STREAM | PADDED) == 0
+    }
+}
+
+/// What the scanner saw.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Seen {
+    Frame(FrameHeader),
+    GoAway { last_stream: u32, code: u32 },
+}
+
+/// Follows frames through a byte stream that arrives in arbitrary pieces. Bytes of a header that
+/// is not whole yet are held back, so that the frame can still be taken out.
+#[derive(Debug, Default)]
+pub(crate) struct Scanner {
+    head: [u8; HEADER],
+    /// Header bytes read, and of those already handed on (only when the reader had no room to
+    /// wait for the rest).
+    have: usize,
+    given: usize,
+    payload_left: u32,
+    goaway: Option<([u8; 8], usize)>,
+    empty_in_a_row: u32,
+}
+
+impl Scanner {
+    /// Header bytes that are held back.
+    fn held(&self) -> &[u8] {
+        &self.head[self.given..self.have]
+    }
+
+    /// Hands `n` held bytes on without waiting for the rest of their header.
+    fn give(&mut self, n: usize) {
+        self.given += n;
+    }
+
+    /// Scans `bytes`, of which the first `held` are those held back before. Compacts what stays
+    /// to the front and returns its length.
+    fn scan(&mut self, bytes: &mut [u8], held: usize, mut seen: impl FnMut(Seen)) -> usize {
+        let len = bytes.len();
+        let mut read = held;
+        let mut write = held;
+        while read < len {
+            if self.payload_left > 0 {
+                let n = (len - read).min(self.payload_left as usize);
+                self.capture(&bytes[read..read + n], &mut seen);
+                if write != read {
+                    bytes.copy_within(read..read + n, write);
+                }
+                read += n;
+                write += n;
+                self.payload_left -= n as u32;
+                continue;
+            }
+            let n = (len - read).min(HEADER - self.have);
+            self.head[self.have..self.have + n].copy_from_slice(&bytes[read..read + n]);
+            if write != read {
+                bytes.copy_within(read..read + n, write);
+            }
+            self.have += n;
+            read += n;
+            write += n;
+            if self.have < HEADER {
+                break;
+            }
+            let header = FrameHeader::parse(&self.head);
+            seen(Seen::Frame(header));
+            if header.is_empty_data() {
+                self.empty_in_a_row += 1;
+                if self.given == 0 && self.empty_in_a_row <= EMPTY_FLOOD {
+                    write -= HEADER;
+                }
+            } else {
+                self.empty_in_a_row = 0;
+            }
+            self.payload_left = header.len;
+            self.goaway = (header.kind == GOAWAY).then_some(([0; 8], 0));
+            self.have = 0;
+            self.given = 0;
+        }
+        write - self.held().len()
+    }
+
+    fn capture(&mut self, payload: &[u8], seen: &mut impl FnMut(Seen)) {
+        let Some((bytes, have)) = &mut self.goaway else {
+            return;
+        };
+        let n = payload.len().min(bytes.len() - *have);
+        bytes[*have..*have + n].copy_from_slice(&payload[..n]);
+        *have += n;
+        if *have == bytes.len() {
+            let [a, b, c, d, e, f, g, h] = *bytes;
+            seen(Seen::GoAway {
+                last_stream: u32::from_be_bytes([a, b, c, d]) & 0x7fff_ffff,
+                code: u32::from_be_bytes([e, f, g, h]),
+            });
+            self.goaway = None;
+        }
+    }
+}
+
+/// Streams whose arrival is remembered until their requests have looked: HEADERS wait here from
+/// the read that brought them to the poll of their request, microseconds as a rule.
+const STAMPS: usize = 128;
+
+/// The stamp of one stream's response head.
+#[derive(Debug, Default)]
+struct Stamp {
+    stream: AtomicU32,
+    /// HEADERS frames before the first DATA frame.
+    headers: AtomicU32,
+    has_data: AtomicBool,
+    first: AtomicU64,
+    last: AtomicU64,
+}
+
+/// What the tap knows, shared with the requests. Written by the connection's task alone; h2's own
+/// lock orders it before the wake of the request that reads it, so relaxed loads suffice.
+#[derive(Debug)]
+pub(crate) struct TapState {
+    base: Instant,
+    stamps: Box<[Stamp]>,
+    last_read: AtomicU64,
+    settings_seen: AtomicBool,
+    goaway: AtomicBool,
+    open: AtomicBool,
+}
+
+impl TapState {
+    fn new() -> Self {
+        Self {
+            base: now(),
+            stamps: (0..STAMPS).map(|_| Stamp::default()).collect(),
+            last_read: AtomicU64::new(0),
+            settings_seen: AtomicBool::new(false),
+            goaway: AtomicBool::new(false),
+            open: AtomicBool::new(false),
+        }
+    }
+
+    /// The read that brought the final HEADERS of a stream, after `informational` others.
+    pub(crate) fn headers_at(&self, stream: u32, informational: u32) -> Instant {
+        let stamp = self.stamp(stream);
+        let nanos = if stamp.stream.load(Ordering::Relaxed) != stream {
+            // Overwritten by a stream 256 ids away: the last read is the closest that is known.
+            self.last_read.load(Ordering::Relaxed)
+        } else if informational == 0 {
+            stamp.first.load(Ordering::Relaxed)
+        } else {
+            stamp.last.load(Ordering::Relaxed)
+        };
+        self.base + Duration::from_nanos(nanos)
+    }
+
+    /// The peer's SETTINGS have arrived.
+    pub(crate) fn has_settings(&self) -> bool {
+        self.settings_seen.load(Ordering::Acquire)
+    }
+
+    /// The peer sent GOAWAY.
+    pub(crate) fn has_goaway(&self) -> bool {
+        self.goaway.load(Ordering::Acquire)
+    }
+
+    /// From now on flushes reach the socket.
+    pub(crate) fn open(&self) {
+        self.open.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn is_open(&self) -> bool {
+        self.open.load(Ordering::Acquire)
+    }
+
+    fn stamp(&self, stream: u32) -> &Stamp {
+        &self.stamps[(stream >> 1) as usize % STAMPS]
+    }
+
+    fn see(&self, seen: Seen, at: u64) {
+        match seen {
+            Seen::Frame(FrameHeader { kind: HEADERS, stream, .. }) => {
+                let stamp = self.stamp(stream);
+                if stamp.stream.load(Ordering::Relaxed) != stream {
+                    stamp.headers.store(0, Ordering::Relaxed);
+                    stamp.has_data.store(false, Ordering::Relaxed);
+                    stamp.stream.store(stream, Ordering::Relaxed);
+                }
+                if !stamp.has_data.load(Ordering::Relaxed) {
+                    if stamp.headers.fetch_add(1, Ordering::Relaxed) == 0 {
+                        stamp.first.store(at, Ordering::Relaxed);
+                    }
+                    stamp.last.store(at, Ordering::Relaxed);
+                }
+            }
+            Seen::Frame(FrameHeader { kind: DATA, stream, .. }) => {
+                let stamp = self.stamp(stream);
+                if stamp.stream.load(Ordering::Relaxed) == stream {
+                    stamp.has_data.store(true, Ordering::Relaxed);
+                }
+            }
+            Seen::Frame(FrameHeader { kind: SETTINGS, flags, .. }) if flags & ACK == 0 => {
+                self.settings_seen.store(true, Ordering::Release);
+            }
+            Seen::Frame(_) => {}
+            Seen::GoAway { .. } => self.goaway.store(true, Ordering::Release),
+        }
+    }
+}
+
+/// The stream that h2 reads and writes.
+#[derive(Debug)]
+pub(crate) struct Tap<S> {
+    io: S,
+    scanner: Scanner,
+    state: Arc<TapState>,
+    uncorked: bool,
+}
+
+impl<S: Carrier> Tap<S> {
+    pub(crate) fn new(io: S) -> (Self, Arc<TapState>) {
+        let state = Arc::new(TapState::new());
+        let tap = Self {
+            io,
+            scanner: Scanner::default(),
+            state: state.clone(),
+            uncorked: false,
+        };
+        (tap, state)
+    }
+}
+
+impl<S: Carrier> AsyncRead for Tap<S> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        loop {
+            let start = buf.filled().len();
+            let held = this.scanner.held().len();
+            if held >= buf.remaining() {
+                // No room to wait for the rest of the header; it will not be taken out.
+                let n = buf.remaining();
+                buf.put_slice(&this.scanner.held()[..n]);
+                this.scanner.give(n);
+                return Poll::Ready(Ok(()));
+            }
+            buf.put_slice(this.scanner.held());
+            match Pin::new(&mut this.io).poll_read(cx, buf) {
+                Poll::Ready(Ok(())) => {}
+                pending_or_failed => {
+                    buf.set_filled(start);
+                    return pending_or_failed;
+                }
+            }
+            if buf.filled().len() == start + held {
+                this.scanner.give(held);
+                return Poll::Ready(Ok(()));
+            }
+            let read_at = this.io.last_read().unwrap_or(this.state.base);
+            let at = read_at.saturating_duration_since(this.state.base);
+            let at = u64::try_from(at.as_nanos()).unwrap_or(u64::MAX);
+            this.state.last_read.store(at, Ordering::Relaxed);
+            let state = &this.state;
+            let bytes = &mut buf.filled_mut()[start..];
+            let kept = this.scanner.scan(bytes, held, |seen| state.see(seen, at));
+            buf.set_filled(start + kept);
+            if kept > 0 {
+                return Poll::Ready(Ok(()));
+            }
+        }
+    }
+}
+
+impl<S: Carrier> AsyncWrite for Tap<S> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().io).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().io).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if !this.uncorked && this.state.is_open() {
+            this.uncorked = true;
+            this.io.uncork();
+        }
+        ready!(Pin::new(&mut this.io).poll_flush(cx))?;
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        this.io.uncork();
+        Pin::new(&mut this.io).poll_shutdown(cx)
+    }
+}
+
+/// The property that the fuzz target asserts: what comes out is what went in without the empty
+/// DATA frames, however it was split and whatever room the reader had.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn check_splits(input: &[u8], piece: usize) {
+    let piece = piece.max(1);
+    let mut scanner = Scanner::default();
+    let mut out = Vec::new();
+    let mut frames = Vec::new();
+    for part in input.chunks(piece) {
+        let held = scanner.held().to_vec();
+        let mut bytes = held.clone();
+        bytes.extend_from_slice(part);
+        let kept = scanner.scan(&mut bytes, held.len(), |seen| frames.push(seen));
+        out.extend_from_slice(&bytes[..kept]);
+    }
+    out.extend_from_slice(scanner.held());
+
+    let mut expected = Vec::new();
+    let mut expected_frames = 0;
+    let mut rest = input;
+    let mut empty = 0;
+    while let Some((head, after)) = rest.split_first_chunk::<HEADER>() {
+        let header = FrameHeader::parse(head);
+        expected_frames += 1;
+        empty = if header.is_empty_data() { empty + 1 } else { 0 };
+        if !header.is_empty_data() || empty > EMPTY_FLOOD {
+            expected.extend_from_slice(head);
+        }
+        let n = (header.len as usize).min(after.len());
+        expected.extend_from_slice(&after[..n]);
+        rest = &after[n..];
+    }
+    expected.extend_from_slice(rest);
+    assert_eq!(out, expected);
+    let seen_frames = frames.iter().filter(|s| matches!(s, Seen::Frame(_))).count();
+    assert_eq!(seen_frames, expected_frames);
+}
+
+#[cfg(test)]
+mod tests {
+    // layering: uses io and clock, which are below.
+    use super::*;
+
+    fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+        let mut bytes = (payload.len() as u32).to_be_bytes()[1..].to_vec();
+        bytes.extend([kind, flags]);
+        bytes.extend(stream.to_be_bytes());
+        bytes.extend(payload);
+        bytes
+    }
+
+    #[test]
+    fn empty_data_frames_are_taken_out_at_every_split() {
+        let bytes = [
+            frame(SETTINGS, 0, 0, &[]),
+            frame(HEADERS, 4, 1, b"abc"),
+            frame(DATA, 0, 1, &[]),
+            frame(DATA, 0, 1, b"data"),
+            frame(DATA, 0, 1, &[]),
+            frame(DATA, 0, 1, &[]),
+            frame(DATA, PADDED, 1, &[]),
+            frame(GOAWAY, 0, 0, &[0, 0, 0, 5, 0, 0, 0, 11, b'd']),
+            frame(DATA, END_STREAM, 1, &[]),
+        ]
+        .concat();
+        for piece in 1..=bytes.len() {
+            check_splits(&bytes, piece);
+        }
+        let mut seen = Vec::new();
+        Scanner::default().scan(&mut bytes.clone(), 0, |s| seen.push(s));
+        assert!(seen.contains(&Seen::GoAway { last_stream: 5, code: 11 }));
+    }
+
+    #[test]
+    fn flood_of_empty_frames_is_shown_to_h2_in_the_end() {
+        let flood = frame(DATA, 0, 1, &[]).repeat(EMPTY_FLOOD as usize + 3);
+        let mut scanner = Scanner::default();
+        let kept = scanner.scan(&mut flood.clone(), 0, |_| {});
+        assert_eq!(kept, 3 * HEADER);
+    }
+
+    #[test]
+    fn stamp_is_that_of_the_final_head_even_after_informational_ones() {
+        let state = TapState::new();
+        let headers = |stream| {
+            Seen::Frame(FrameHeader { len: 1, kind: HEADERS, flags: 4, stream })
+        };
+        let data = Seen::Frame(FrameHeader { len: 1, kind: DATA, flags: 0, stream: 1 });
+        state.see(headers(1), 10);
+        state.see(headers(1), 20);
+        state.see(data, 30);
+        state.see(headers(1), 40);
+        let at = |n| state.base + Duration::from_nanos(n);
+        assert_eq!(state.headers_at(1, 1), at(20));
+        assert_eq!(state.headers_at(1, 0), at(10));
+        state.see(headers(1 + 2 * STAMPS as u32), 50);
+        state.last_read.store(60, Ordering::Relaxed);
+        assert_eq!(state.headers_at(1, 0), at(60), "overwritten: the last read");
+    }
+}

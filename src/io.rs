@@ -1,0 +1,514 @@
+//! Bytes in and out: the [`Transport`] under a connection, the [`Dial`] seam through which tests,
+//! simulations and users bring their own I/O, and the wire that wraps it.
+//!
+//! ```text
+//! h2 or h1
+//!   TLS (rustls)
+//!     Wire        cork: small writes leave together; read buffer: 16 KiB per read; stamps, counts
+//!       Transport Tcp | Unix | Custom
+//! ```
+
+use std::fmt;
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Instant;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+#[cfg(unix)]
+use tokio::net::UnixStream;
+
+use crate::clock;
+
+/// A boxed future that can move between threads.
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// What a transport of one's own must be.
+pub trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
+
+/// A connected byte stream.
+#[non_exhaustive]
+pub enum Transport {
+    /// TCP.
+    Tcp(TcpStream),
+    /// A Unix domain socket.
+    #[cfg(unix)]
+    Unix(UnixStream),
+    /// Anything else: a simulation, an in-memory pipe, a tunnel.
+    Custom(Box<dyn Io>),
+}
+
+impl Transport {
+    /// A transport of one's own.
+    pub fn custom(io: impl Io + 'static) -> Self {
+        Self::Custom(Box::new(io))
+    }
+
+    /// The address of the other end, where the transport knows one.
+    pub(crate) fn peer_addr(&self) -> Option<PeerAddr> {
+        match self {
+            Self::Tcp(tcp) => tcp.peer_addr().ok().map(PeerAddr::Ip),
+            #[cfg(unix)]
+            Self::Unix(unix) => {
+                let addr = unix.peer_addr().ok()?;
+                Some(PeerAddr::Unix(addr.as_pathname()?.to_owned()))
+            }
+            Self::Custom(_) => None,
+        }
+    }
+}
+
+impl From<TcpStream> for Transport {
+    fn from(tcp: TcpStream) -> Self {
+        Self::Tcp(tcp)
+    }
+}
+
+#[cfg(unix)]
+impl From<UnixStream> for Transport {
+    fn from(unix: UnixStream) -> Self {
+        Self::Unix(unix)
+    }
+}
+
+impl fmt::Debug for Transport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(tcp) => tcp.fmt(f),
+            #[cfg(unix)]
+            Self::Unix(unix) => unix.fmt(f),
+            Self::Custom(_) => f.write_str("Custom"),
+        }
+    }
+}
+
+/// The address of a connection's other end.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum PeerAddr {
+    /// An IP address and port.
+    Ip(SocketAddr),
+    /// The path of a Unix socket.
+    Unix(PathBuf),
+}
+
+impl fmt::Display for PeerAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ip(addr) => addr.fmt(f),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// What to connect to: one address of an origin.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct DialTarget {
+    /// The address to connect to.
+    pub addr: SocketAddr,
+    /// The host of the origin, as the URL has it.
+    pub host: Arc<str>,
+}
+
+impl DialTarget {
+    /// The target `addr` of `host`.
+    pub fn new(addr: SocketAddr, host: impl Into<Arc<str>>) -> Self {
+        Self { addr, host: host.into() }
+    }
+}
+
+/// Opens transports: the seam below DNS and the race over addresses, above which everything (TLS,
+/// HTTP, pool, timing) stays the same.
+///
+/// Dropping the future abandons the attempt; it must leave no socket open.
+pub trait Dial: Send + Sync + 'static {
+    /// Connects to one address.
+    fn dial(&self, target: DialTarget) -> BoxFuture<'static, io::Result<Transport>>;
+}
+
+macro_rules! each_transport {
+    ($self:ident, $io:ident => $call:expr) => {
+        match $self.get_mut() {
+            Transport::Tcp($io) => $call,
+            #[cfg(unix)]
+            Transport::Unix($io) => $call,
+            Transport::Custom($io) => $call,
+        }
+    };
+}
+
+impl AsyncRead for Transport {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        each_transport!(self, io => Pin::new(io).poll_read(cx, buf))
+    }
+}
+
+impl AsyncWrite for Transport {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        each_transport!(self, io => Pin::new(io).poll_write(cx, buf))
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        each_transport!(self, io => Pin::new(io).poll_write_vectored(cx, bufs))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match self {
+            Self::Tcp(io) => io.is_write_vectored(),
+            #[cfg(unix)]
+            Self::Unix(io) => io.is_write_vectored(),
+            Self::Custom(io) => io.is_write_vectored(),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        each_transport!(self, io => Pin::new(io).poll_flush(cx))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        each_transport!(self, io => Pin::new(io).poll_shutdown(cx))
+    }
+}
+
+/// What the protocols ask of the stream they speak over, beside reading and writing.
+pub(crate) trait Carrier: AsyncRead + AsyncWrite + Send + Unpin {
+    /// The instant of the last read that brought bytes.
+    fn last_read(&self) -> Option<Instant>;
+    /// Bytes that the socket accepted so far.
+    fn bytes_written(&self) -> u64;
+    /// Until [`uncork`](Self::uncork), nothing written leaves: the handshake is over and the first
+    /// request shall leave together with its last flight.
+    fn hold(&mut self);
+    /// From now on a flush really writes.
+    fn uncork(&mut self);
+    /// Gives buffers back while the connection is idle.
+    fn release_buffers(&mut self);
+}
+
+/// How much one read asks of the socket: a full TLS record.
+const READ_BUFFER: usize = 16 * 1024;
+/// Writes from this size on are not copied into the cork.
+const WRITE_THROUGH: usize = 8 * 1024;
+
+/// When flushed bytes leave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Cork {
+    UntilRead,
+    Held,
+    Open,
+}
+
+/// The wrapper next to the socket: cork, read buffer, stamps and counts.
+///
+/// A flush is not always a write. While a handshake runs, what was flushed leaves at the next read,
+/// for whoever reads waits for an answer. After [`Carrier::hold`] nothing leaves until
+/// [`Carrier::uncork`]. So handshake flights leave as they must, and TLS Finished, the h2 preface,
+/// SETTINGS and the first request leave in one write.
+#[derive(Debug)]
+pub(crate) struct Wire<T> {
+    io: T,
+    cork: Cork,
+    out: Vec<u8>,
+    /// A write error met while reading: told to the next writer, so that it never hides a
+    /// response that has arrived.
+    write_error: Option<io::Error>,
+    buffer: Option<Box<[u8]>>,
+    start: usize,
+    end: usize,
+    last_read: Option<Instant>,
+    written: u64,
+}
+
+impl<T: AsyncRead + AsyncWrite + Unpin> Wire<T> {
+    pub(crate) fn new(io: T) -> Self {
+        Self {
+            io,
+            cork: Cork::UntilRead,
+            out: Vec::new(),
+            write_error: None,
+            buffer: None,
+            start: 0,
+            end: 0,
+            last_read: None,
+            written: 0,
+        }
+    }
+
+    /// The transport below.
+    pub(crate) fn get_ref(&self) -> &T {
+        &self.io
+    }
+
+    fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if let Some(error) = self.write_error.take() {
+            return Poll::Ready(Err(error));
+        }
+        let mut sent = 0;
+        let result = loop {
+            if sent == self.out.len() {
+                break Poll::Ready(Ok(()));
+            }
+            match Pin::new(&mut self.io).poll_write(cx, &self.out[sent..]) {
+                Poll::Ready(Ok(0)) => break Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                Poll::Ready(Ok(n)) => {
+                    sent += n;
+                    self.written += n as u64;
+                }
+                Poll::Ready(Err(e)) => break Poll::Ready(Err(e)),
+                Poll::Pending => break Poll::Pending,
+            }
+        };
+        self.out.drain(..sent);
+        result
+    }
+}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Carrier for Wire<T> {
+    fn last_read(&self) -> Option<Instant> {
+        self.last_read
+    }
+
+    fn bytes_written(&self) -> u64 {
+        self.written
+    }
+
+    fn hold(&mut self) {
+        self.cork = Cork::Held;
+    }
+
+    fn uncork(&mut self) {
+        self.cork = Cork::Open;
+    }
+
+    fn release_buffers(&mut self) {
+        if self.start == self.end {
+            self.buffer = None;
+        }
+        if self.out.is_empty() {
+            self.out = Vec::new();
+        }
+    }
+}
+
+impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Wire<T> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if this.cork == Cork::UntilRead && !this.out.is_empty() {
+            if let Poll::Ready(Err(error)) = this.poll_drain(cx) {
+                this.out.clear();
+                this.write_error = Some(error);
+            }
+        }
+        if this.start == this.end {
+            if buf.remaining() >= READ_BUFFER {
+                let before = buf.filled().len();
+                ready!(Pin::new(&mut this.io).poll_read(cx, buf))?;
+                if buf.filled().len() > before {
+                    this.last_read = Some(clock::now());
+                }
+                return Poll::Ready(Ok(()));
+            }
+            let buffer = this
+                .buffer
+                .get_or_insert_with(|| vec![0; READ_BUFFER].into_boxed_slice());
+            let mut read = ReadBuf::new(buffer);
+            ready!(Pin::new(&mut this.io).poll_read(cx, &mut read))?;
+            this.start = 0;
+            this.end = read.filled().len();
+            if this.end > 0 {
+                this.last_read = Some(clock::now());
+            }
+        }
+        if let Some(buffer) = &this.buffer {
+            let n = buf.remaining().min(this.end - this.start);
+            buf.put_slice(&buffer[this.start..this.start + n]);
+            this.start += n;
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Wire<T> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(cx, &[io::IoSlice::new(buf)])
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        if let Some(error) = this.write_error.take() {
+            return Poll::Ready(Err(error));
+        }
+        let total: usize = bufs.iter().map(|b| b.len()).sum();
+        if this.out.len() + total > WRITE_THROUGH {
+            ready!(this.poll_drain(cx))?;
+        }
+        if total > WRITE_THROUGH {
+            let n = ready!(Pin::new(&mut this.io).poll_write_vectored(cx, bufs))?;
+            this.written += n as u64;
+            return Poll::Ready(Ok(n));
+        }
+        for buf in bufs {
+            this.out.extend_from_slice(buf);
+        }
+        Poll::Ready(Ok(total))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if this.cork != Cork::Open {
+            return Poll::Ready(Ok(()));
+        }
+        ready!(this.poll_drain(cx))?;
+        Pin::new(&mut this.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        ready!(this.poll_drain(cx))?;
+        Pin::new(&mut this.io).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    // layering: uses this module alone.
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    /// Counts the writes that reach it.
+    struct Counting {
+        io: tokio::io::DuplexStream,
+        writes: Vec<usize>,
+    }
+
+    impl AsyncRead for Counting {
+        fn poll_read(
+            mut self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+            buf: &mut ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
+            Pin::new(&mut self.io).poll_read(cx, buf)
+        }
+    }
+
+    impl AsyncWrite for Counting {
+        fn poll_write(
+            mut self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+            buf: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            let n = ready!(Pin::new(&mut self.io).poll_write(cx, buf))?;
+            self.writes.push(n);
+            Poll::Ready(Ok(n))
+        }
+        fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Pin::new(&mut self.io).poll_flush(cx)
+        }
+        fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Pin::new(&mut self.io).poll_shutdown(cx)
+        }
+    }
+
+    fn wire() -> (Wire<Counting>, tokio::io::DuplexStream) {
+        let (io, peer) = tokio::io::duplex(1 << 20);
+        (Wire::new(Counting { io, writes: Vec::new() }), peer)
+    }
+
+    #[tokio::test]
+    async fn corked_writes_leave_together_at_the_next_read() {
+        let (mut wire, mut peer) = wire();
+        wire.write_all(b"hello").await.unwrap();
+        wire.flush().await.unwrap();
+        wire.write_all(b" world").await.unwrap();
+        wire.flush().await.unwrap();
+        assert!(wire.get_ref().writes.is_empty() && wire.bytes_written() == 0);
+        peer.write_all(b"x").await.unwrap();
+        assert_eq!(wire.read_u8().await.unwrap(), b'x');
+        assert_eq!(wire.get_ref().writes, [11]);
+        assert!(wire.last_read().is_some());
+    }
+
+    #[tokio::test]
+    async fn held_writes_wait_even_for_a_read() {
+        let (mut wire, mut peer) = wire();
+        wire.hold();
+        wire.write_all(b"finished").await.unwrap();
+        peer.write_all(b"x").await.unwrap();
+        wire.read_u8().await.unwrap();
+        assert!(wire.get_ref().writes.is_empty());
+        wire.uncork();
+        wire.flush().await.unwrap();
+        assert_eq!(wire.get_ref().writes, [8]);
+    }
+
+    #[tokio::test]
+    async fn uncorked_flush_writes_what_the_cork_held_and_what_follows_at_once() {
+        let (mut wire, _peer) = wire();
+        wire.write_all(b"finished").await.unwrap();
+        wire.flush().await.unwrap();
+        wire.uncork();
+        wire.write_all(b" request").await.unwrap();
+        wire.flush().await.unwrap();
+        assert_eq!(wire.get_ref().writes, [16]);
+    }
+
+    #[tokio::test]
+    async fn large_writes_keep_their_order_behind_small_ones() {
+        let (mut wire, mut peer) = wire();
+        wire.uncork();
+        wire.write_all(b"head").await.unwrap();
+        wire.write_all(&vec![7; 100_000]).await.unwrap();
+        wire.flush().await.unwrap();
+        let mut got = vec![0; 100_004];
+        peer.read_exact(&mut got).await.unwrap();
+        assert_eq!(&got[..4], b"head");
+        assert!(got[4..].iter().all(|b| *b == 7));
+        assert_eq!(wire.bytes_written(), 100_004);
+    }
+
+    #[tokio::test]
+    async fn buffers_are_released_only_when_nothing_is_in_them() {
+        let (mut wire, mut peer) = wire();
+        peer.write_all(b"ab").await.unwrap();
+        assert_eq!(wire.read_u8().await.unwrap(), b'a');
+        wire.release_buffers();
+        assert_eq!(wire.read_u8().await.unwrap(), b'b');
+        wire.release_buffers();
+        assert!(wire.buffer.is_none());
+    }
+}

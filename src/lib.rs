@@ -1,0 +1,25 @@
+//! firstbyte
+mod clock;
+mod sync;
+pub mod timing;
+mod close_reason;
+mod error;
+mod origin;
+mod body;
+pub mod io;
+mod event;
+mod metrics;
+mod http_head;
+pub mod dns;
+pub mod tcp;
+pub mod tls;
+mod http1;
+mod http2;
+mod connection;
+pub use connection::{ConnectionId,ConnectionInfo,Protocols,IpVersion};
+pub use http2::Http2Options;
+pub use error::*;
+pub use origin::*;
+pub use body::*;
+pub use close_reason::*;
+pub use metrics::*;

@@ -1,0 +1,6 @@
+//! TCP: sockets opened by socket2 with the options that matter for latency.
+
+mod socket;
+
+pub use socket::{Keepalive, TcpOptions};
+pub(crate) use socket::connect;

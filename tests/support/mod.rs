@@ -1,0 +1,27 @@
+//! Peers for the tests: the other end of the wire, scripted, counted and on loopback only.
+//!
+//! | module | the peer |
+//! |---|---|
+//! | [`dns`] | a name server with scripted answers per name and family |
+//! | [`pki`] | a certificate authority and the TLS configurations made from it |
+//! | [`server`] | a sound HTTP server (hyper's) that counts everything |
+//! | [`h1_peer`] | an HTTP/1 peer scripted byte by byte |
+//! | [`h2_peer`] | an HTTP/2 peer scripted frame by frame |
+//! | [`stall`] | peers that never get as far as HTTP |
+//! | [`gate`] | what holds an answer back until the test says so |
+//! | [`port`], [`peer_io`] | what the peers have in common |
+//!
+//! Nothing here sleeps to synchronise: a test waits for a count, a gate or the end of a connection.
+
+// Each test binary includes this module whole and uses a part of it.
+#![allow(dead_code, unreachable_pub, missing_docs)]
+
+pub mod dns;
+pub mod gate;
+pub mod h1_peer;
+pub mod h2_peer;
+pub mod peer_io;
+pub mod pki;
+pub mod port;
+pub mod server;
+pub mod stall;
