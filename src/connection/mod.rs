@@ -15,7 +15,7 @@ mod stream;
 
 pub(crate) use connect::{Deps, Link, Opened, connect};
 pub use info::{ConnectionId, ConnectionInfo};
-pub(crate) use plan::{ConnectOptions, Plan};
+pub(crate) use plan::{ConnectOptions, Plan, check_plain};
 pub use plan::{IpVersion, Protocols};
 pub(crate) use race::RaceOptions;
 pub(crate) use stream::Stream;

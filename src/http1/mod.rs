@@ -13,7 +13,7 @@ mod encode;
 mod exchange;
 mod framing;
 
-#[cfg(fuzzing)]
+#[cfg(any(test, fuzzing))]
 pub(crate) use chunked::check_splits as check_chunked;
 pub(crate) use encode::RequestHead;
 pub(crate) use exchange::{Http1, ResponseHead};

@@ -2,7 +2,8 @@
 
 use std::future::Future;
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -103,7 +104,7 @@ impl Http2Options {
 }
 
 /// What the pool wants to know of a connection. Called from the connection's task.
-pub(crate) trait Watch: Send + 'static {
+pub(crate) trait Watch: Sync {
     /// The peer changed its stream limit, or it became known.
     fn limit_changed(&self, limit: u32);
     /// The connection takes no new streams from now on.
@@ -119,7 +120,7 @@ pub(crate) struct Shared {
     pub(crate) tap: Arc<TapState>,
     /// Wakes the task when it shall begin or end.
     wake: Notify,
-    kill: std::sync::atomic::AtomicBool,
+    kill: AtomicBool,
 }
 
 /// A handle to the connection. The connection ends when the last handle and the last stream are
@@ -149,11 +150,23 @@ impl Http2 {
         self.shared.tap.has_settings()
     }
 
-    /// Ends the connection now, whatever it carries.
+    /// A way to end the connection that does not keep it alive.
+    pub(crate) fn killer(&self) -> Killer {
+        Killer(Arc::downgrade(&self.shared))
+    }
+}
+
+/// Ends a connection now, whatever it carries.
+#[derive(Clone, Debug)]
+pub(crate) struct Killer(Weak<Shared>);
+
+impl Killer {
     pub(crate) fn kill(&self) {
-        self.shared.kill.store(true, std::sync::atomic::Ordering::Release);
-        self.shared.tap.open();
-        self.shared.wake.notify_one();
+        if let Some(shared) = self.0.upgrade() {
+            shared.kill.store(true, Ordering::Release);
+            shared.tap.open();
+            shared.wake.notify_one();
+        }
     }
 }
 
@@ -193,15 +206,15 @@ pub(crate) async fn connect<S: Carrier + 'static>(
         slots: StreamSlots::new(STREAMS_BEFORE_SETTINGS),
         tap: state,
         wake: Notify::new(),
-        kill: std::sync::atomic::AtomicBool::new(false),
+        kill: AtomicBool::new(false),
     });
     let handle = Http2 { send, shared: shared.clone() };
     Ok((handle, Driver { connection, shared }))
 }
 
 impl<S: Carrier> Driver<S> {
-    /// Drives the connection to its end. `watch` is dropped with the future, whatever ends it.
-    pub(crate) async fn run(mut self, watch: impl Watch) -> CloseReason {
+    /// Drives the connection to its end.
+    pub(crate) async fn run(mut self, watch: &impl Watch) -> CloseReason {
         let shared = self.shared.clone();
         while !shared.tap.is_open() {
             shared.wake.notified().await;
@@ -210,17 +223,17 @@ impl<S: Carrier> Driver<S> {
         let result = {
             let mut killed = pin!(shared.wake.notified());
             std::future::poll_fn(|cx| {
-                if shared.kill.load(std::sync::atomic::Ordering::Acquire) {
+                if shared.kill.load(Ordering::Acquire) {
                     return Poll::Ready(None);
                 }
                 while killed.as_mut().poll(cx).is_ready() {
-                    if shared.kill.load(std::sync::atomic::Ordering::Acquire) {
+                    if shared.kill.load(Ordering::Acquire) {
                         return Poll::Ready(None);
                     }
                     killed.set(shared.wake.notified());
                 }
                 let polled = std::pin::Pin::new(&mut self.connection).poll(cx);
-                self.tell(&mut seen, &watch);
+                self.tell(&mut seen, watch);
                 polled.map(Some)
             })
             .await

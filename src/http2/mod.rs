@@ -11,8 +11,8 @@ mod streams;
 mod tap;
 
 pub use driver::Http2Options;
-pub(crate) use driver::{Driver, Http2, Watch, connect};
+pub(crate) use driver::{Driver, Http2, Killer, Watch, connect};
 pub(crate) use exchange::{RecvBody, ResponseHead};
-pub(crate) use streams::Released;
-#[cfg(fuzzing)]
+pub(crate) use streams::{Released, Taken};
+#[cfg(any(test, fuzzing))]
 pub(crate) use tap::check_splits as check_tap;

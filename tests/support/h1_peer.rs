@@ -18,6 +18,7 @@ use tokio::sync::watch;
 
 use super::peer_io::{Listening, PeerIo};
 use super::pki::{self, ServerIdentity};
+use super::port;
 
 /// A listening peer; dropping it cuts its connections.
 pub struct H1Peer {
@@ -32,7 +33,7 @@ impl H1Peer {
         S: Fn(H1Conn, usize) -> F + Send + Sync + 'static,
         F: Future<Output = ()> + Send + 'static,
     {
-        Self::start_on(None, script)
+        Self::start_at(port::any(), None, script)
     }
 
     /// Over TLS with ALPN `http/1.1`.
@@ -41,7 +42,11 @@ impl H1Peer {
         S: Fn(H1Conn, usize) -> F + Send + Sync + 'static,
         F: Future<Output = ()> + Send + 'static,
     {
-        Self::start_on(Some(pki::server_config(identity, &["http/1.1"])), script)
+        Self::start_at(
+            port::any(),
+            Some(pki::server_config(identity, &["http/1.1"])),
+            script,
+        )
     }
 
     /// Over TLS as configured, for example with ALPN `h2` and an HTTP/1 script.
@@ -50,17 +55,18 @@ impl H1Peer {
         S: Fn(H1Conn, usize) -> F + Send + Sync + 'static,
         F: Future<Output = ()> + Send + 'static,
     {
-        Self::start_on(Some(config), script)
+        Self::start_at(port::any(), Some(config), script)
     }
 
-    fn start_on<S, F>(tls: Option<ServerConfig>, script: S) -> Self
+    /// On this address, with TLS or without.
+    pub fn start_at<S, F>(addr: SocketAddr, tls: Option<ServerConfig>, script: S) -> Self
     where
         S: Fn(H1Conn, usize) -> F + Send + Sync + 'static,
         F: Future<Output = ()> + Send + 'static,
     {
         let heads = Arc::new(watch::Sender::new(Vec::new()));
         let seen = Arc::clone(&heads);
-        let listening = Listening::start(tls, move |io, index| {
+        let listening = Listening::start(addr, tls, move |io, index| {
             let heads = Arc::clone(&seen);
             script(H1Conn { io, heads }, index)
         });

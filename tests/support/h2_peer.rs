@@ -12,6 +12,7 @@ use rustls::ServerConfig;
 
 use super::peer_io::{Listening, PeerIo};
 use super::pki::{self, ServerIdentity};
+use super::port;
 
 /// Frame types (RFC 9113 §6).
 pub mod kind {
@@ -109,7 +110,7 @@ impl H2Peer {
         S: Fn(H2Conn, usize) -> F + Send + Sync + 'static,
         F: Future<Output = ()> + Send + 'static,
     {
-        Self::start_on(None, script)
+        Self::start_at(port::any(), None, script)
     }
 
     /// Over TLS with ALPN `h2`.
@@ -118,7 +119,11 @@ impl H2Peer {
         S: Fn(H2Conn, usize) -> F + Send + Sync + 'static,
         F: Future<Output = ()> + Send + 'static,
     {
-        Self::start_on(Some(pki::server_config(identity, &["h2"])), script)
+        Self::start_at(
+            port::any(),
+            Some(pki::server_config(identity, &["h2"])),
+            script,
+        )
     }
 
     /// Over TLS as configured.
@@ -127,15 +132,16 @@ impl H2Peer {
         S: Fn(H2Conn, usize) -> F + Send + Sync + 'static,
         F: Future<Output = ()> + Send + 'static,
     {
-        Self::start_on(Some(config), script)
+        Self::start_at(port::any(), Some(config), script)
     }
 
-    fn start_on<S, F>(tls: Option<ServerConfig>, script: S) -> Self
+    /// On this address, with TLS or without.
+    pub fn start_at<S, F>(addr: SocketAddr, tls: Option<ServerConfig>, script: S) -> Self
     where
         S: Fn(H2Conn, usize) -> F + Send + Sync + 'static,
         F: Future<Output = ()> + Send + 'static,
     {
-        let listening = Listening::start(tls, move |io, index| {
+        let listening = Listening::start(addr, tls, move |io, index| {
             let conn = H2Conn {
                 io,
                 corked: None,

@@ -3,7 +3,7 @@
 
 use std::future::Future;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -212,14 +212,14 @@ pub struct Listening {
 }
 
 impl Listening {
-    /// On a free port of 127.0.0.1. The script gets the index of the connection in the order of accept; connections
+    /// On this address; port 0 is a free one. The script gets the index of the connection in the order of accept; connections
     /// whose TLS handshake fails have an index but no script.
-    pub fn start<S, F>(tls: Option<ServerConfig>, script: S) -> Self
+    pub fn start<S, F>(addr: SocketAddr, tls: Option<ServerConfig>, script: S) -> Self
     where
         S: Fn(PeerIo, usize) -> F + Send + Sync + 'static,
         F: Future<Output = ()> + Send + 'static,
     {
-        let port = Port::bind((Ipv4Addr::LOCALHOST, 0).into());
+        let port = Port::bind(addr);
         let (count, accepted) = watch::channel(0);
         let tls = tls.map(|config| TlsAcceptor::from(Arc::new(config)));
         let accepting = tokio::spawn(run_scripts(port.clone(), tls, Arc::new(script), count));
@@ -280,4 +280,6 @@ async fn run_scripts<S, F>(
             }
         });
     }
+    // The port is closed: the connections live on.
+    while scripts.join_next().await.is_some() {}
 }

@@ -4,11 +4,16 @@
 
 use std::future::poll_fn;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::task::Poll;
 
 use tokio::net::{TcpListener, TcpStream};
+
+/// A free port of 127.0.0.1.
+pub fn any() -> SocketAddr {
+    (Ipv4Addr::LOCALHOST, 0).into()
+}
 
 /// One listener, shared by who accepts and who closes.
 #[derive(Clone)]

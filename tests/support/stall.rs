@@ -1,11 +1,12 @@
 //! Peers that never get as far as HTTP: silent, refusing, unreachable, or speaking nonsense.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 
 use bytes::Bytes;
 use socket2::{Domain, Socket, Type};
 
 use super::peer_io::Listening;
+use super::port;
 
 /// A peer that stalls. Dropping it closes what it holds open.
 pub struct Stall {
@@ -24,13 +25,23 @@ enum Means {
 impl Stall {
     /// Accepts and never says a byte; reads nothing either.
     pub fn accept_silent() -> Self {
-        Self::garbage(Bytes::new())
+        Self::accept_silent_at(port::any())
+    }
+
+    /// The same on this address, for example `[::1]` and the port of a sound server on `127.0.0.1`.
+    pub fn accept_silent_at(addr: SocketAddr) -> Self {
+        Self::garbage_at(addr, Bytes::new())
     }
 
     /// Accepts, sends these bytes at once and keeps the connection open.
     pub fn garbage(bytes: impl Into<Bytes>) -> Self {
+        Self::garbage_at(port::any(), bytes)
+    }
+
+    /// The same on this address.
+    pub fn garbage_at(addr: SocketAddr, bytes: impl Into<Bytes>) -> Self {
         let bytes = bytes.into();
-        let listening = Listening::start(None, move |mut io, _| {
+        let listening = Listening::start(addr, None, move |mut io, _| {
             let bytes = bytes.clone();
             async move {
                 io.send(&bytes).await;
@@ -45,7 +56,7 @@ impl Stall {
 
     /// An address that refuses for as long as the process lives: its port is taken by a socket that does not listen.
     pub fn refused_addr() -> SocketAddr {
-        let socket = bound();
+        let socket = bound(port::any());
         let addr = addr_of(&socket);
         // Never closed, so that no other test is given this port.
         std::mem::forget(socket);
@@ -54,7 +65,12 @@ impl Stall {
 
     /// A listener whose queue is full: Linux drops every further SYN, so that `connect` hangs.
     pub fn blackhole() -> Self {
-        let listener = bound();
+        Self::blackhole_at(port::any())
+    }
+
+    /// The same on this address.
+    pub fn blackhole_at(addr: SocketAddr) -> Self {
+        let listener = bound(addr);
         // A queue of length 0 takes one connection.
         listener.listen(0).expect("bound");
         let addr = addr_of(&listener);
@@ -103,22 +119,23 @@ impl Stall {
     }
 }
 
-/// A TCP socket on a free port of 127.0.0.1 that does not listen yet.
-fn bound() -> Socket {
-    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a descriptor is left");
-    let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-    socket.bind(&any.into()).expect("a port is free");
+/// A TCP socket on this address that does not listen yet.
+fn bound(addr: SocketAddr) -> Socket {
+    let socket = Socket::new(Domain::for_address(addr), Type::STREAM, None);
+    let socket = socket.expect("a descriptor is left");
+    socket.bind(&addr.into()).expect("the address is free");
     socket
 }
 
 fn addr_of(socket: &Socket) -> SocketAddr {
     let addr = socket.local_addr().expect("bound");
-    addr.as_socket().expect("an IPv4 address")
+    addr.as_socket().expect("an IP address")
 }
 
 /// Begins a connection, and says whether it was made before this returns.
 fn knock(addr: SocketAddr) -> (Socket, bool) {
-    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a descriptor is left");
+    let socket = Socket::new(Domain::for_address(addr), Type::STREAM, None);
+    let socket = socket.expect("a descriptor is left");
     socket.set_nonblocking(true).expect("a fresh socket");
     // "In progress" is all that a non-blocking connect ever says.
     let _in_progress = socket.connect(&addr.into());

@@ -11,7 +11,7 @@ mod router;
 mod serve;
 
 use std::future::Future;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
@@ -27,7 +27,7 @@ use tokio_rustls::TlsAcceptor;
 use self::counts::Books;
 use self::serve::{Answer, Early, Order, Shared};
 use super::pki::{self, Pki, ServerIdentity};
-use super::port::Port;
+use super::port::{self, Port};
 
 pub use self::counts::Counts;
 pub use self::reply::Reply;
@@ -46,7 +46,7 @@ pub struct Server {
 impl Server {
     pub fn builder() -> Builder {
         Builder {
-            bind: (Ipv4Addr::LOCALHOST, 0).into(),
+            bind: port::any(),
             identity: None,
             config: None,
             host: None,

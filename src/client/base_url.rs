@@ -1,0 +1,143 @@
+//! Base URLs and the paths appended to them. Pure.
+//!
+//! Appending is what httpx does and never RFC 3986 joining: `/v1` and `/chat` give `/v1/chat`, so
+//! that a leading slash does not lose the base path.
+
+use http::uri::PathAndQuery;
+
+use crate::error::Error;
+use crate::origin::{Origin, parse_url};
+
+/// A base URL, parsed.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct BaseUrl {
+    pub(crate) origin: Origin,
+    /// Ends in a slash.
+    path: String,
+    query: Option<String>,
+}
+
+impl BaseUrl {
+    pub(crate) fn parse(url: &str) -> Result<Self, Error> {
+        let (origin, target) = parse_url(url)?;
+        let (path, query) = match target.split_once('?') {
+            Some((path, query)) => (path, Some(query.to_owned())),
+            None => (target.as_str(), None),
+        };
+        let mut path = path.to_owned();
+        if !path.ends_with('/') {
+            path.push('/');
+        }
+        Ok(Self { origin, path, query })
+    }
+
+    /// The target of a request: `path` appended to the base path, queries merged in the order
+    /// base, path, `query`.
+    ///
+    /// # Errors
+    /// Invalid: an absolute URL of another origin, a `..` segment, a control character.
+    pub(crate) fn target(
+        &self,
+        path: &str,
+        query: &[(String, String)],
+    ) -> Result<PathAndQuery, Error> {
+        let target = if has_scheme(path) {
+            let (origin, target) = parse_url(path)?;
+            if origin != self.origin {
+                return Err(Error::invalid(format!(
+                    "URL of {origin} given to a client of {}; use a client of that origin",
+                    self.origin
+                )));
+            }
+            target
+        } else {
+            self.append(path)?
+        };
+        let (path, own_query) = match target.split_once('?') {
+            Some((path, query)) => (path, Some(query)),
+            None => (target.as_str(), None),
+        };
+        let mut merged = path.to_owned();
+        let added = (!query.is_empty()).then(|| {
+            url::form_urlencoded::Serializer::new(String::new())
+                .extend_pairs(query)
+                .finish()
+        });
+        let parts = [self.query.as_deref(), own_query, added.as_deref()];
+        let mut separator = '?';
+        for part in parts.into_iter().flatten().filter(|part| !part.is_empty()) {
+            merged.push(separator);
+            merged.push_str(part);
+            separator = '&';
+        }
+        PathAndQuery::from_maybe_shared(merged.into_bytes())
+            .map_err(|e| Error::invalid("URL path is not valid").with_source(e))
+    }
+
+    fn append(&self, path: &str) -> Result<String, Error> {
+        let only_path = path.split(['?', '#']).next().unwrap_or(path);
+        let climbs = only_path.split(['/', '\\']).any(|segment| {
+            let segment = segment.to_ascii_lowercase().replace("%2e", ".");
+            segment == ".." || segment == "."
+        });
+        if climbs {
+            return Err(Error::invalid("URL path holds a `.` or `..` segment"));
+        }
+        let text = format!("{}{}{}", self.origin, self.path, path.trim_start_matches('/'));
+        parse_url(&text).map(|(_, target)| target)
+    }
+}
+
+fn has_scheme(path: &str) -> bool {
+    path.split_once("://").is_some_and(|(scheme, _)| {
+        !scheme.is_empty() && scheme.bytes().all(|b| b.is_ascii_alphanumeric() || b"+-.".contains(&b))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    // layering: uses this module alone.
+    use super::*;
+
+    fn target(base: &str, path: &str) -> Result<String, Error> {
+        let target = BaseUrl::parse(base).unwrap().target(path, &[])?;
+        Ok(target.to_string())
+    }
+
+    #[test]
+    fn paths_are_appended_and_queries_merged() {
+        for (base, path, expected) in [
+            ("https://h", "/chat", "/chat"),
+            ("https://h/v1", "/chat", "/v1/chat"),
+            ("https://h/v1/", "chat", "/v1/chat"),
+            ("https://h/v1", "", "/v1/"),
+            ("https://h/v1?key=K", "/chat?alt=sse", "/v1/chat?key=K&alt=sse"),
+            ("https://h/v1", "https://h/other?x", "/other?x"),
+            ("https://h", "/a b/ü?q=ä#frag", "/a%20b/%C3%BC?q=%C3%A4"),
+            ("https://h", "//evil.test/x", "/evil.test/x"),
+            ("https://h", "/models/gemini:generate", "/models/gemini:generate"),
+        ] {
+            let got = target(base, &path.replace(' ', "%20")).unwrap();
+            assert_eq!(got, expected, "{base} + {path}");
+        }
+        let base = BaseUrl::parse("https://h/v1?a=1").unwrap();
+        let query = [("k&".to_owned(), "v w".to_owned())];
+        assert_eq!(base.target("x", &query).unwrap(), "/v1/x?a=1&k%26=v+w");
+    }
+
+    #[test]
+    fn other_origins_and_climbing_paths_are_refused() {
+        for path in [
+            "https://other/x",
+            "http://h/x",
+            "https://h:444/x",
+            "../x",
+            "/a/%2e%2e/x",
+            "/a\r\nX: y",
+            "/a\0",
+            "ftp://h/",
+        ] {
+            assert!(target("https://h/v1", path).unwrap_err().is_invalid(), "{path}");
+        }
+    }
+}

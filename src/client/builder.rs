@@ -1,0 +1,245 @@
+//! Building clients, and finding them again by name.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use http::header::AUTHORIZATION;
+use http::{HeaderMap, HeaderName, HeaderValue};
+
+use crate::connection::{ConnectOptions, IpVersion, Protocols};
+use crate::error::Error;
+use crate::metrics::Counters;
+use crate::pool::Pool;
+use crate::sync::lock;
+use crate::tcp::TcpOptions;
+use crate::tls::TlsOptions;
+
+use super::base_url::BaseUrl;
+use super::client_core::ClientCore;
+use super::options::{CallOptions, RetryPolicy, Timeouts};
+use super::prepare::mark_all_sensitive;
+use super::provider_client::Client;
+use super::request::{bearer, header};
+use super::send::Route;
+
+/// The clients of a pool by their provider's name.
+pub(crate) type Registered = Arc<Mutex<HashMap<String, Client>>>;
+
+/// Builds a [`Client`].
+#[must_use = "a client exists once it is built"]
+pub struct ClientBuilder {
+    pool: Arc<Pool>,
+    registry: Option<(String, Registered)>,
+    base_url: String,
+    headers: HeaderMap,
+    connect: ConnectOptions,
+    options: CallOptions,
+    mistake: Option<Error>,
+}
+
+impl fmt::Debug for ClientBuilder {
+    /// Without headers and URL: they may hold keys.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ClientBuilder")
+            .field("provider", &self.registry.as_ref().map(|(name, _)| name))
+            .field("options", &self.options)
+            .finish_non_exhaustive()
+    }
+}
+
+impl ClientBuilder {
+    pub(crate) fn new(
+        pool: Arc<Pool>,
+        registry: Option<(String, Registered)>,
+        base_url: String,
+        connect: ConnectOptions,
+        options: CallOptions,
+    ) -> Self {
+        Self {
+            pool,
+            registry,
+            base_url,
+            headers: HeaderMap::new(),
+            connect,
+            options,
+            mistake: None,
+        }
+    }
+
+    /// Adds a header to every request.
+    pub fn header<N, V>(mut self, name: N, value: V) -> Self
+    where
+        N: TryInto<HeaderName>,
+        V: TryInto<HeaderValue>,
+    {
+        match header(name, value) {
+            Ok((name, value)) => {
+                self.headers.append(name, value);
+            }
+            Err(error) => self.mistake = self.mistake.or(Some(error)),
+        }
+        self
+    }
+
+    /// Sets the headers of every request; each name replaces what was there.
+    pub fn headers(mut self, mut headers: HeaderMap) -> Self {
+        mark_all_sensitive(&mut headers);
+        for name in headers.keys() {
+            self.headers.remove(name);
+        }
+        for (name, value) in &headers {
+            self.headers.append(name, value.clone());
+        }
+        self
+    }
+
+    /// Sends `authorization: Bearer <token>` with every request. The token never shows in logs,
+    /// errors or Debug.
+    pub fn bearer_auth(mut self, token: impl AsRef<str>) -> Self {
+        match bearer(token.as_ref()) {
+            Ok(value) => {
+                self.headers.insert(AUTHORIZATION, value);
+            }
+            Err(error) => self.mistake = self.mistake.or(Some(error)),
+        }
+        self
+    }
+
+    /// Bounds every call, to the end of its body. For token streams set
+    /// [`Timeouts::first_byte`] and [`Timeouts::between_bytes`] instead.
+    pub fn timeout(mut self, total: Duration) -> Self {
+        self.options.timeouts.total = Some(total);
+        self
+    }
+
+    /// Sets all timeouts.
+    pub fn timeouts(mut self, timeouts: Timeouts) -> Self {
+        self.options.timeouts = timeouts;
+        self
+    }
+
+    /// Sets when a failed attempt is made again.
+    pub fn retry(mut self, policy: RetryPolicy) -> Self {
+        self.options.retry = policy;
+        self
+    }
+
+    /// Sets the most bytes that `bytes`, `text` and `json` collect. Default 64 MiB.
+    pub fn max_body_bytes(mut self, bytes: usize) -> Self {
+        self.options.max_body_bytes = bytes;
+        self
+    }
+
+    /// Sets which HTTP versions to speak.
+    pub fn protocols(mut self, protocols: Protocols) -> Self {
+        self.connect.protocols = protocols;
+        self
+    }
+
+    /// Sets whom to trust and what to offer.
+    pub fn tls(mut self, tls: TlsOptions) -> Self {
+        self.connect.tls = tls;
+        self
+    }
+
+    /// Sets the options of TCP sockets.
+    pub fn tcp(mut self, tcp: TcpOptions) -> Self {
+        self.connect.tcp = tcp;
+        self
+    }
+
+    /// Sets which address families to use.
+    pub fn ip_version(mut self, version: IpVersion) -> Self {
+        self.connect.ip_version = version;
+        self
+    }
+
+    /// Shares connections only with clients of the same tag.
+    pub fn isolate(mut self, tag: impl Into<String>) -> Self {
+        self.connect.isolation = Some(tag.into().into());
+        self
+    }
+
+    /// Builds the client. Does no I/O and needs no runtime.
+    ///
+    /// Under a provider's name that is taken, new headers and credentials replace the old ones for
+    /// new requests of all clones; any other difference is an error.
+    ///
+    /// # Errors
+    /// Invalid: a URL, header or option that cannot be used, or the names of the fields that differ
+    /// from the registered client.
+    pub fn build(self) -> Result<Client, Error> {
+        self.finish(false)
+    }
+
+    /// Builds the client and takes the name from the one that has it. That one goes on working for
+    /// whoever holds it.
+    ///
+    /// # Errors
+    /// As [`build`](Self::build), but differences are meant.
+    pub fn replace(self) -> Result<Client, Error> {
+        self.finish(true)
+    }
+
+    fn finish(self, replace: bool) -> Result<Client, Error> {
+        let Self { pool, registry, base_url, headers, connect, options, mistake } = self;
+        if let Some(error) = mistake {
+            return Err(error);
+        }
+        let base = BaseUrl::parse(&base_url)?;
+        crate::connection::check_plain(&base.origin, connect.protocols)?;
+        if base.origin.is_https() {
+            pool.prepare_tls(&connect.tls)?;
+        }
+        let client = Client {
+            core: Arc::new(ClientCore {
+                route: Route::new(base.origin.clone(), Arc::new(connect))?,
+                pool,
+                base,
+                options,
+                counters: Counters::new(),
+                headers: ArcSwap::from_pointee(headers),
+            }),
+        };
+        let Some((name, registered)) = registry else {
+            return Ok(client);
+        };
+        let mut registered = lock(&registered);
+        if let Some(existing) = registered.get(&name).filter(|_| !replace) {
+            let different = differences(&existing.core, &client.core);
+            if !different.is_empty() {
+                return Err(Error::invalid(format!(
+                    "client `{name}` exists with other {}; use replace() to change it",
+                    different.join(", ")
+                )));
+            }
+            existing.core.headers.store(client.core.headers.load_full());
+            return Ok(existing.clone());
+        }
+        registered.insert(name, client.clone());
+        Ok(client)
+    }
+}
+
+/// The names of the fields, never their values.
+fn differences(a: &ClientCore, b: &ClientCore) -> Vec<&'static str> {
+    let ConnectOptions { protocols, tls, tcp, ip_version, isolation } = &*a.route.options;
+    let other = &*b.route.options;
+    [
+        ("base URL", a.base != b.base),
+        ("protocols", *protocols != other.protocols),
+        ("tls", *tls != other.tls),
+        ("tcp", *tcp != other.tcp),
+        ("ip_version", *ip_version != other.ip_version),
+        ("isolation", *isolation != other.isolation),
+        ("timeouts", a.options.timeouts != b.options.timeouts),
+        ("retry", a.options.retry != b.options.retry),
+        ("max_body_bytes", a.options.max_body_bytes != b.options.max_body_bytes),
+    ]
+    .into_iter()
+    .filter_map(|(name, differs)| differs.then_some(name))
+    .collect()
+}

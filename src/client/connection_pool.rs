@@ -1,0 +1,360 @@
+//! The pool as callers hold it.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use http::uri::PathAndQuery;
+
+use crate::body::Body;
+use crate::connection::{ConnectOptions, ConnectionInfo, Deps, IpVersion, Protocols, RaceOptions};
+use crate::dns::{Dns, DnsCacheOptions, Resolve};
+use crate::error::Error;
+use crate::http2::Http2Options;
+use crate::io::Dial;
+use crate::metrics::ConnectionPoolStats;
+use crate::origin::Origin;
+use crate::pool::{Limits, Pool, PoolConfig, WarmReport, warm};
+use crate::sync::lock;
+use crate::tcp::TcpOptions;
+use crate::tls::TlsOptions;
+
+use super::builder::{ClientBuilder, Registered};
+use super::options::{CallOptions, RequestOptions, RetryPolicy, Timeouts};
+use super::prepare::{Prepared, mark_all_sensitive};
+use super::provider_client::Client;
+use super::response_body::ResponseBody;
+use super::send::{Route, send};
+
+/// A pool of connections to any number of origins, and the clients that use it. Cheap to clone;
+/// all clones are the same pool.
+///
+/// It works outside a runtime; connections belong to the tokio runtime on which a request is sent,
+/// and a request never gets one of another runtime. When the last handle (clients included) is
+/// dropped, idle connections are closed and running requests finish.
+#[derive(Clone)]
+pub struct ConnectionPool {
+    pool: Arc<Pool>,
+    defaults: Arc<Defaults>,
+    clients: Registered,
+}
+
+/// What clients and requests start from.
+struct Defaults {
+    connect: Arc<ConnectOptions>,
+    options: CallOptions,
+}
+
+impl fmt::Debug for ConnectionPool {
+    /// One line per origin.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.pool.fmt(f)
+    }
+}
+
+impl Default for ConnectionPool {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl ConnectionPool {
+    /// A pool with the defaults.
+    pub fn new() -> Self {
+        ConnectionPoolBuilder::new().assemble()
+    }
+
+    /// A pool to be configured.
+    pub fn builder() -> ConnectionPoolBuilder {
+        ConnectionPoolBuilder::new()
+    }
+
+    /// A client registered under a provider's name, to be configured. Built again under the same
+    /// name it is the same client with new headers and credentials.
+    pub fn client(&self, provider: impl Into<String>, base_url: impl Into<String>) -> ClientBuilder {
+        self.make_builder(Some((provider.into(), self.clients.clone())), base_url.into())
+    }
+
+    /// A client that no name leads to, to be configured.
+    pub fn client_builder(&self, base_url: impl Into<String>) -> ClientBuilder {
+        self.make_builder(None, base_url.into())
+    }
+
+    fn make_builder(
+        &self,
+        registry: Option<(String, Registered)>,
+        base_url: String,
+    ) -> ClientBuilder {
+        let connect = ConnectOptions::clone(&self.defaults.connect);
+        let options = self.defaults.options;
+        ClientBuilder::new(self.pool.clone(), registry, base_url, connect, options)
+    }
+
+    /// The client registered under this name.
+    pub fn get_client(&self, provider: &str) -> Option<Client> {
+        lock(&self.clients).get(provider).cloned()
+    }
+
+    /// Takes a name off the register; the client goes on working for whoever holds it.
+    pub fn remove_client(&self, provider: &str) -> Option<Client> {
+        lock(&self.clients).remove(provider)
+    }
+
+    /// Sends a request with an absolute URL. Settings of the request travel as
+    /// [`RequestOptions`] in its extensions.
+    ///
+    /// Dropping the future gives back whatever it held: its place in line, its HTTP/2 stream
+    /// (reset), its HTTP/1.1 connection (closed once the request has begun).
+    ///
+    /// # Errors
+    /// Any [`ErrorKind`](crate::ErrorKind) but Status and Decode.
+    pub async fn send<B: Into<Body>>(
+        &self,
+        request: http::Request<B>,
+    ) -> Result<http::Response<ResponseBody>, Error> {
+        let (mut parts, body) = request.into_parts();
+        let body = body.into();
+        let options = parts.extensions.remove::<RequestOptions>().unwrap_or_default();
+        let origin = Origin::from_uri(&parts.uri)?;
+        crate::connection::check_plain(&origin, self.defaults.connect.protocols)?;
+        let target = parts.uri.path_and_query().cloned();
+        let target = target.unwrap_or_else(|| PathAndQuery::from_static("/"));
+        mark_all_sensitive(&mut parts.headers);
+        let prepared = Prepared::new(
+            parts.method,
+            target,
+            parts.headers,
+            None,
+            &origin,
+            body.exact_len(),
+            options.idempotent,
+        )
+        .map_err(|e| e.with_origin(origin.to_string()))?;
+        let route = Route::new(origin, self.defaults.connect.clone())?;
+        let options = self.defaults.options.with(&options);
+        send(&self.pool, None, &route, prepared, body, options).await
+    }
+
+    /// Makes `n` requests at once to an origin possible without waiting for a connection: TLS,
+    /// ALPN and HTTP/2 SETTINGS are done, no request is sent. HTTP/1.1 needs `n` connections,
+    /// HTTP/2 one.
+    ///
+    /// Dropping the future stops waiting; dials that were started finish.
+    ///
+    /// # Errors
+    /// Invalid: the origin, or no tokio runtime. What a dial failed with is in the report.
+    pub async fn warm<O>(&self, origin: O, n: usize) -> Result<WarmReport, Error>
+    where
+        O: TryInto<Origin>,
+        Error: From<O::Error>,
+    {
+        let origin = origin.try_into()?;
+        let host = self.pool.host(&origin, &self.defaults.connect)?;
+        Ok(warm(&host, n).await)
+    }
+
+    /// Statistics, now.
+    pub fn stats(&self) -> ConnectionPoolStats {
+        self.pool.stats()
+    }
+
+    /// Every connection that exists now, leased ones included.
+    pub fn connections(&self) -> Vec<ConnectionInfo> {
+        self.pool.connections()
+    }
+
+    /// Closes connections that are idle now.
+    pub fn close_idle(&self) {
+        self.pool.close_idle();
+    }
+
+    /// Shuts down: new and waiting requests fail with PoolClosed, idle connections are closed,
+    /// running requests may finish for as long as `deadline` says; then HTTP/2 connections are ended
+    /// with what they carry. HTTP/1.1 connections are their callers' own and end with them.
+    /// Returns how many connections are still open.
+    ///
+    /// Dropping the future stops waiting; the pool stays shut.
+    pub async fn shutdown(&self, deadline: Duration) -> usize {
+        self.pool.shutdown(deadline).await
+    }
+}
+
+/// Configures a [`ConnectionPool`].
+#[must_use = "a pool exists once it is built"]
+pub struct ConnectionPoolBuilder {
+    limits: Limits,
+    connect: ConnectOptions,
+    options: CallOptions,
+    resolver: Option<Arc<dyn Resolve>>,
+    dns_cache: DnsCacheOptions,
+    overrides: HashMap<String, Vec<IpAddr>>,
+    dialer: Option<Arc<dyn Dial>>,
+    http2: Http2Options,
+    connect_timeout: Duration,
+    mistake: Option<Error>,
+}
+
+impl fmt::Debug for ConnectionPoolBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ConnectionPoolBuilder")
+            .field("limits", &self.limits)
+            .field("http2", &self.http2)
+            .finish_non_exhaustive()
+    }
+}
+
+impl ConnectionPoolBuilder {
+    fn new() -> Self {
+        Self {
+            limits: Limits::default(),
+            connect: ConnectOptions::default(),
+            options: CallOptions::default(),
+            resolver: None,
+            dns_cache: DnsCacheOptions::default(),
+            overrides: HashMap::new(),
+            dialer: None,
+            http2: Http2Options::default(),
+            connect_timeout: Duration::from_secs(5),
+            mistake: None,
+        }
+    }
+
+    /// Sets how many connections, and for how long.
+    pub fn limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
+        self
+    }
+
+    /// Sets who resolves names. Default: hickory with the name servers of `/etc/resolv.conf`, or
+    /// the system's resolver without the feature `hickory`.
+    pub fn resolver(mut self, resolver: impl Resolve) -> Self {
+        self.resolver = Some(Arc::new(resolver));
+        self
+    }
+
+    /// Asks these name servers, by UDP and TCP.
+    #[cfg(feature = "hickory")]
+    pub fn name_servers(self, servers: impl IntoIterator<Item = SocketAddr>) -> Self {
+        self.resolver(crate::dns::HickoryResolver::name_servers(servers))
+    }
+
+    /// Sets how long answers are kept.
+    pub fn dns_cache(mut self, options: DnsCacheOptions) -> Self {
+        self.dns_cache = options;
+        self
+    }
+
+    /// Uses these addresses for a host; nobody is asked for it.
+    pub fn resolve_to(mut self, host: &str, addrs: impl IntoIterator<Item = IpAddr>) -> Self {
+        match Origin::parse(&format!("http://{host}/")) {
+            Ok(origin) => {
+                self.overrides.insert(origin.host(), addrs.into_iter().collect());
+            }
+            Err(error) => self.mistake = self.mistake.or(Some(error)),
+        }
+        self
+    }
+
+    /// Sets who opens transports, below DNS and the race over addresses. Default: TCP. The
+    /// options of [`TcpOptions`] are then the dialer's own matter.
+    pub fn dialer(mut self, dialer: impl Dial) -> Self {
+        self.dialer = Some(Arc::new(dialer));
+        self
+    }
+
+    /// Sets the TLS options that clients start from.
+    pub fn tls(mut self, tls: TlsOptions) -> Self {
+        self.connect.tls = tls;
+        self
+    }
+
+    /// Sets the TCP options that clients start from.
+    pub fn tcp(mut self, tcp: TcpOptions) -> Self {
+        self.connect.tcp = tcp;
+        self
+    }
+
+    /// Sets the HTTP versions that clients start from.
+    pub fn protocols(mut self, protocols: Protocols) -> Self {
+        self.connect.protocols = protocols;
+        self
+    }
+
+    /// Sets the address families that clients start from.
+    pub fn ip_version(mut self, version: IpVersion) -> Self {
+        self.connect.ip_version = version;
+        self
+    }
+
+    /// Sets the options of HTTP/2 connections.
+    pub fn http2(mut self, http2: Http2Options) -> Self {
+        self.http2 = http2;
+        self
+    }
+
+    /// Bounds every dial: dns, tcp, proxy, tls and protocol together. Default 5 s. A request's own
+    /// [`Timeouts::connect`] bounds only its wait.
+    pub fn connect_timeout(mut self, limit: Duration) -> Self {
+        self.connect_timeout = limit;
+        self
+    }
+
+    /// Sets the timeouts that clients start from.
+    pub fn timeouts(mut self, timeouts: Timeouts) -> Self {
+        self.options.timeouts = timeouts;
+        self
+    }
+
+    /// Sets the retry policy that clients start from.
+    pub fn retry(mut self, policy: RetryPolicy) -> Self {
+        self.options.retry = policy;
+        self
+    }
+
+    /// Builds the pool. Does no I/O and needs no runtime.
+    ///
+    /// # Errors
+    /// Invalid: an option that cannot be used, or that would do nothing.
+    pub fn build(mut self) -> Result<ConnectionPool, Error> {
+        if let Some(error) = self.mistake.take() {
+            return Err(error);
+        }
+        self.limits.check()?;
+        self.http2.check()?;
+        if self.dialer.is_some() && self.connect.tcp != TcpOptions::default() {
+            return Err(Error::invalid("tcp options do nothing beside a dialer of one's own"));
+        }
+        let pool = self.assemble();
+        pool.pool.prepare_tls(&pool.defaults.connect.tls)?;
+        Ok(pool)
+    }
+
+    fn assemble(self) -> ConnectionPool {
+        let resolver = self.resolver.unwrap_or_else(default_resolver);
+        let deps = Deps {
+            dns: Dns::new(resolver, self.dns_cache, self.overrides),
+            dialer: self.dialer,
+            race: RaceOptions::default(),
+            http2: self.http2,
+            connect_timeout: self.connect_timeout,
+        };
+        ConnectionPool {
+            pool: Pool::new(PoolConfig { limits: self.limits, deps }),
+            defaults: Arc::new(Defaults {
+                connect: Arc::new(self.connect),
+                options: self.options,
+            }),
+            clients: Arc::new(Mutex::default()),
+        }
+    }
+}
+
+fn default_resolver() -> Arc<dyn Resolve> {
+    #[cfg(feature = "hickory")]
+    let resolver = crate::dns::HickoryResolver::system();
+    #[cfg(not(feature = "hickory"))]
+    let resolver = crate::dns::SystemResolver::new();
+    Arc::new(resolver)
+}

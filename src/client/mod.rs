@@ -1,0 +1,25 @@
+//! What callers hold: the pool, a client per provider, requests and responses; and the journey of
+//! one call through all layers (`send`).
+//!
+//! `prepare` and `retry` decide (pure), `send` acts.
+
+mod base_url;
+mod builder;
+mod client_core;
+mod connection_pool;
+mod options;
+mod prepare;
+mod provider_client;
+mod request;
+mod response;
+mod response_body;
+mod retry;
+mod send;
+
+pub use builder::ClientBuilder;
+pub use connection_pool::{ConnectionPool, ConnectionPoolBuilder};
+pub use options::{RequestOptions, RetryPolicy, Timeouts};
+pub use provider_client::Client;
+pub use request::RequestBuilder;
+pub use response::Response;
+pub use response_body::{ResponseBody, TimingHandle, Upgraded};

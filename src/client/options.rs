@@ -1,0 +1,168 @@
+//! What a caller may ask of one request.
+
+use std::time::Duration;
+
+/// How long each part of a request may take. `None` means no bound.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub struct Timeouts {
+    /// Waiting for a limit of the pool or of the peer. Default 5 s.
+    pub queue: Option<Duration>,
+    /// Waiting for a connection to be set up: dns, tcp, proxy, tls and protocol together.
+    /// Default 5 s. The dial itself goes on and serves others.
+    pub connect: Option<Duration>,
+    /// From having a connection to the first byte of the response, without progress of the
+    /// upload. Default none: a model may think for minutes.
+    pub first_byte: Option<Duration>,
+    /// Between two reads of the response body, counted only while a read is pending. Default
+    /// none.
+    pub between_bytes: Option<Duration>,
+    /// A hard cap on everything, to the end of the body. Default none. For token streams set
+    /// `first_byte` and `between_bytes` instead.
+    pub total: Option<Duration>,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            queue: Some(Duration::from_secs(5)),
+            connect: Some(Duration::from_secs(5)),
+            first_byte: None,
+            between_bytes: None,
+            total: None,
+        }
+    }
+}
+
+impl Timeouts {
+    /// Sets `queue`.
+    pub fn queue(mut self, limit: impl Into<Option<Duration>>) -> Self {
+        self.queue = limit.into();
+        self
+    }
+
+    /// Sets `connect`.
+    pub fn connect(mut self, limit: impl Into<Option<Duration>>) -> Self {
+        self.connect = limit.into();
+        self
+    }
+
+    /// Sets `first_byte`.
+    pub fn first_byte(mut self, limit: impl Into<Option<Duration>>) -> Self {
+        self.first_byte = limit.into();
+        self
+    }
+
+    /// Sets `between_bytes`.
+    pub fn between_bytes(mut self, limit: impl Into<Option<Duration>>) -> Self {
+        self.between_bytes = limit.into();
+        self
+    }
+
+    /// Sets `total`.
+    pub fn total(mut self, limit: impl Into<Option<Duration>>) -> Self {
+        self.total = limit.into();
+        self
+    }
+}
+
+/// When a failed attempt is made again without asking the caller.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum RetryPolicy {
+    /// Never.
+    Never,
+    /// What the RFCs allow (RFC 9110 §9.2.2, RFC 9112 §9.3.1, RFC 9113 §8.7): requests that were
+    /// provably not processed, of any method; idempotent ones also when a reused HTTP/1.1
+    /// connection was lost before any byte of the response. Never once a byte of a response was
+    /// seen, and never with a body that cannot be produced again.
+    #[default]
+    Rfc,
+}
+
+/// Settings of one request. Put into the request's extensions they reach everything that
+/// [`RequestBuilder`](super::RequestBuilder) reaches; what is `None` is the client's or the pool's.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct RequestOptions {
+    /// All timeouts.
+    pub timeouts: Option<Timeouts>,
+    /// The total timeout alone.
+    pub timeout: Option<Duration>,
+    /// Whether the request may be processed twice. By default its method decides, or an
+    /// `Idempotency-Key` header, which is read and never invented.
+    pub idempotent: Option<bool>,
+    /// When to try again.
+    pub retry: Option<RetryPolicy>,
+    /// The most bytes that `bytes`, `text` and `json` collect.
+    pub max_body_bytes: Option<usize>,
+}
+
+impl RequestOptions {
+    /// Sets all timeouts.
+    pub fn timeouts(mut self, timeouts: Timeouts) -> Self {
+        self.timeouts = Some(timeouts);
+        self
+    }
+
+    /// Sets the total timeout.
+    pub fn timeout(mut self, total: Duration) -> Self {
+        self.timeout = Some(total);
+        self
+    }
+
+    /// Says whether the request may be processed twice.
+    pub fn idempotent(mut self, yes: bool) -> Self {
+        self.idempotent = Some(yes);
+        self
+    }
+
+    /// Sets the retry policy.
+    pub fn retry(mut self, policy: RetryPolicy) -> Self {
+        self.retry = Some(policy);
+        self
+    }
+
+    /// Sets the most bytes that `bytes`, `text` and `json` collect.
+    pub fn max_body_bytes(mut self, bytes: usize) -> Self {
+        self.max_body_bytes = Some(bytes);
+        self
+    }
+}
+
+/// What holds for one call once client and request have had their say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct CallOptions {
+    pub(crate) timeouts: Timeouts,
+    pub(crate) retry: RetryPolicy,
+    pub(crate) max_body_bytes: usize,
+}
+
+impl Default for CallOptions {
+    fn default() -> Self {
+        Self {
+            timeouts: Timeouts::default(),
+            retry: RetryPolicy::default(),
+            // Enough for any JSON answer; a runaway body does not take the process.
+            max_body_bytes: 64 * 1024 * 1024,
+        }
+    }
+}
+
+impl CallOptions {
+    pub(crate) fn with(mut self, request: &RequestOptions) -> Self {
+        if let Some(timeouts) = request.timeouts {
+            self.timeouts = timeouts;
+        }
+        if let Some(total) = request.timeout {
+            self.timeouts.total = Some(total);
+        }
+        if let Some(retry) = request.retry {
+            self.retry = retry;
+        }
+        if let Some(bytes) = request.max_body_bytes {
+            self.max_body_bytes = bytes;
+        }
+        self
+    }
+}

@@ -1,0 +1,237 @@
+//! A request made ready for the wire: headers of the client merged, framing ours. Pure.
+
+use http::header::{
+    ACCEPT, CONNECTION, CONTENT_LENGTH, HOST, HeaderName, HeaderValue, TE, TRANSFER_ENCODING, UPGRADE, USER_AGENT,
+};
+use http::uri::{Authority, PathAndQuery};
+use http::{HeaderMap, Method, Uri, Version};
+
+use crate::error::Error;
+use crate::origin::Origin;
+
+const USER_AGENT_VALUE: HeaderValue =
+    HeaderValue::from_static(concat!("firstbyte/", env!("CARGO_PKG_VERSION")));
+const ANY: HeaderValue = HeaderValue::from_static("*/*");
+
+/// A request as both protocols need it.
+#[derive(Debug)]
+pub(crate) struct Prepared {
+    pub(crate) method: Method,
+    pub(crate) target: PathAndQuery,
+    pub(crate) headers: HeaderMap,
+    /// The exact length of the body, if known: its own, or the caller's `content-length`.
+    pub(crate) length: Option<u64>,
+    pub(crate) idempotent: bool,
+}
+
+impl Prepared {
+    /// # Errors
+    /// Invalid: CONNECT, headers that would lie about framing or host.
+    pub(crate) fn new(
+        method: Method,
+        target: PathAndQuery,
+        mut headers: HeaderMap,
+        defaults: Option<&HeaderMap>,
+        origin: &Origin,
+        body_length: Option<u64>,
+        idempotent: Option<bool>,
+    ) -> Result<Self, Error> {
+        if method == Method::CONNECT {
+            return Err(Error::invalid("method CONNECT is not supported; it needs a proxy"));
+        }
+        // What the request says replaces what the client says by default.
+        for name in defaults.into_iter().flat_map(HeaderMap::keys) {
+            if !headers.contains_key(name) {
+                for value in defaults.into_iter().flat_map(|d| d.get_all(name)) {
+                    headers.append(name, value.clone());
+                }
+            }
+        }
+        let length = check_framing(&mut headers, origin, body_length)?;
+        headers.entry(USER_AGENT).or_insert(USER_AGENT_VALUE);
+        headers.entry(ACCEPT).or_insert(ANY);
+        let idempotent = idempotent.unwrap_or_else(|| {
+            method.is_idempotent() || headers.contains_key("idempotency-key")
+        });
+        Ok(Self { method, target, headers, length, idempotent })
+    }
+
+    /// The same request for HTTP/2: pseudo-headers from the origin, nothing that belongs to a
+    /// connection (RFC 9113 §8.2.2).
+    pub(crate) fn http2(&self, origin: &Origin, authority: &Authority) -> http::Request<()> {
+        let mut request = http::Request::new(());
+        *request.method_mut() = self.method.clone();
+        *request.version_mut() = Version::HTTP_2;
+        let uri = Uri::builder()
+            .scheme(origin.scheme().as_str())
+            .authority(authority.clone())
+            .path_and_query(self.target.clone())
+            .build();
+        *request.uri_mut() = uri.expect("its parts were checked");
+        let mut headers = self.headers.clone();
+        for name in [
+            CONNECTION,
+            UPGRADE,
+            HeaderName::from_static("keep-alive"),
+            HeaderName::from_static("proxy-connection"),
+        ] {
+            headers.remove(name);
+        }
+        if headers.get(TE).is_some_and(|te| te != "trailers") {
+            headers.remove(TE);
+        }
+        if let Some(n) = self.length.filter(|n| *n > 0 || self.method == Method::POST) {
+            headers.insert(CONTENT_LENGTH, HeaderValue::from(n));
+        }
+        *request.headers_mut() = headers;
+        request
+    }
+}
+
+/// Takes the caller's framing headers out, after a look at whether they are true.
+fn check_framing(
+    headers: &mut HeaderMap,
+    origin: &Origin,
+    body_length: Option<u64>,
+) -> Result<Option<u64>, Error> {
+    if headers.contains_key(TRANSFER_ENCODING) {
+        return Err(Error::invalid("header transfer-encoding is the library's to set"));
+    }
+    if let Some(host) = headers.remove(HOST) {
+        if host.as_bytes() != origin.authority().as_bytes() {
+            return Err(Error::invalid(
+                "header host does not fit the URL; it is made from the URL",
+            ));
+        }
+    }
+    for value in headers.get_all(CONNECTION) {
+        let known = value.as_bytes().split(|b| *b == b',').map(<[u8]>::trim_ascii).all(|token| {
+            ["close", "keep-alive", "upgrade", "te"]
+                .iter()
+                .any(|known| token.eq_ignore_ascii_case(known.as_bytes()))
+        });
+        if !known {
+            return Err(Error::invalid(
+                "header connection may name only close, keep-alive, upgrade and te",
+            ));
+        }
+    }
+    let mut given = headers.get_all(CONTENT_LENGTH).iter();
+    let (first, more) = (given.next(), given.next().is_some());
+    let given = match first {
+        None => None,
+        Some(value) => {
+            let length = value
+                .to_str()
+                .ok()
+                .filter(|text| !more && text.bytes().all(|b| b.is_ascii_digit()))
+                .and_then(|text| text.parse::<u64>().ok());
+            Some(length.ok_or_else(|| Error::invalid("header content-length is not one number"))?)
+        }
+    };
+    headers.remove(CONTENT_LENGTH);
+    match (given, body_length) {
+        (Some(given), Some(length)) if given != length => Err(Error::invalid(format!(
+            "header content-length is {given}, but the body has {length} bytes"
+        ))),
+        (given, length) => Ok(length.or(given)),
+    }
+}
+
+/// Header names whose values are never shown.
+pub(crate) fn mark_sensitive(name: &HeaderName, value: &mut HeaderValue) {
+    const SECRET: [&str; 6] = [
+        "authorization",
+        "proxy-authorization",
+        "cookie",
+        "x-api-key",
+        "x-goog-api-key",
+        "api-key",
+    ];
+    if SECRET.contains(&name.as_str()) {
+        value.set_sensitive(true);
+    }
+}
+
+/// Every secret of a map.
+pub(crate) fn mark_all_sensitive(headers: &mut HeaderMap) {
+    for (name, value) in headers.iter_mut() {
+        mark_sensitive(name, value);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    // layering: uses this module and origin, which is below.
+    use super::*;
+
+    fn prepare(pairs: &[(&'static str, &str)], length: Option<u64>) -> Result<Prepared, Error> {
+        let mut headers = HeaderMap::new();
+        for (name, value) in pairs {
+            headers.append(*name, value.parse().unwrap());
+        }
+        Prepared::new(
+            Method::POST,
+            PathAndQuery::from_static("/a"),
+            headers,
+            None,
+            &Origin::parse("https://h.test").unwrap(),
+            length,
+            None,
+        )
+    }
+
+    #[test]
+    fn framing_headers_that_lie_are_refused_and_true_ones_become_ours() {
+        for bad in [
+            &[("transfer-encoding", "chunked")][..],
+            &[("host", "other")],
+            &[("content-length", "4")],
+            &[("content-length", "+3")],
+            &[("content-length", "3"), ("content-length", "3")],
+            &[("connection", "content-length")],
+        ] {
+            assert!(prepare(bad, Some(3)).unwrap_err().is_invalid(), "{bad:?}");
+        }
+        let good = prepare(&[("content-length", "3"), ("host", "h.test")], Some(3)).unwrap();
+        assert!(!good.headers.contains_key(CONTENT_LENGTH) && !good.headers.contains_key(HOST));
+        assert_eq!(good.length, Some(3));
+        assert_eq!(prepare(&[("content-length", "9")], None).unwrap().length, Some(9));
+    }
+
+    #[test]
+    fn http2_request_has_no_connection_headers() {
+        let pairs = [("connection", "keep-alive"), ("keep-alive", "x"), ("te", "gzip")];
+        let prepared = prepare(&pairs, Some(3)).unwrap();
+        let origin = Origin::parse("https://h.test").unwrap();
+        let request = prepared.http2(&origin, &"h.test".parse().unwrap());
+        let mut names: Vec<_> = request.headers().keys().map(HeaderName::as_str).collect();
+        names.sort_unstable();
+        assert_eq!(names, ["accept", "content-length", "user-agent"]);
+        assert_eq!(request.uri(), "https://h.test/a");
+    }
+
+    #[test]
+    fn request_headers_replace_defaults_and_defaults_keep_all_their_values() {
+        let mut defaults = HeaderMap::new();
+        defaults.append("x-a", "1".parse().unwrap());
+        defaults.append("x-a", "2".parse().unwrap());
+        defaults.append("x-b", "3".parse().unwrap());
+        let mut headers = HeaderMap::new();
+        headers.append("x-b", "mine".parse().unwrap());
+        let prepared = Prepared::new(
+            Method::GET,
+            PathAndQuery::from_static("/"),
+            headers,
+            Some(&defaults),
+            &Origin::parse("https://h").unwrap(),
+            Some(0),
+            None,
+        )
+        .unwrap();
+        let all = |name| prepared.headers.get_all(name).iter().collect::<Vec<_>>();
+        assert_eq!(all("x-a"), ["1", "2"]);
+        assert_eq!(all("x-b"), ["mine"]);
+        assert!(prepared.idempotent);
+    }
+}

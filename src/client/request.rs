@@ -1,0 +1,191 @@
+//! A request under construction.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::header::{AUTHORIZATION, CONTENT_TYPE};
+use http::{HeaderMap, HeaderName, HeaderValue, Method};
+
+use crate::body::Body;
+use crate::error::Error;
+
+use super::client_core::ClientCore;
+use super::options::{RequestOptions, Timeouts};
+use super::response::Response;
+
+/// A request to be sent. A mistake in any step is told by [`send`](Self::send).
+#[must_use = "a request does nothing until it is sent"]
+pub struct RequestBuilder {
+    core: Arc<ClientCore>,
+    method: Method,
+    path: String,
+    query: Vec<(String, String)>,
+    headers: HeaderMap,
+    body: Body,
+    options: RequestOptions,
+    mistake: Option<Error>,
+}
+
+impl fmt::Debug for RequestBuilder {
+    /// Without path, query and headers: they may hold keys.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RequestBuilder")
+            .field("method", &self.method)
+            .field("origin", &self.core.route.origin)
+            .field("body", &self.body)
+            .finish_non_exhaustive()
+    }
+}
+
+impl RequestBuilder {
+    pub(crate) fn new(core: Arc<ClientCore>, method: Method, path: String) -> Self {
+        Self {
+            core,
+            method,
+            path,
+            query: Vec::new(),
+            headers: HeaderMap::new(),
+            body: Body::empty(),
+            options: RequestOptions::default(),
+            mistake: None,
+        }
+    }
+
+    /// Adds a header; the first one of a name replaces the client's.
+    pub fn header<N, V>(mut self, name: N, value: V) -> Self
+    where
+        N: TryInto<HeaderName>,
+        V: TryInto<HeaderValue>,
+    {
+        match header(name, value) {
+            Ok((name, value)) => {
+                self.headers.append(name, value);
+            }
+            Err(error) => self.mistake = self.mistake.or(Some(error)),
+        }
+        self
+    }
+
+    /// Sets headers; each name replaces what was there.
+    pub fn headers(mut self, headers: HeaderMap) -> Self {
+        for name in headers.keys() {
+            self.headers.remove(name);
+        }
+        for (name, value) in &headers {
+            self.headers.append(name, value.clone());
+        }
+        self
+    }
+
+    /// Sets `authorization: Bearer <token>`. The token never shows in logs, errors or Debug.
+    pub fn bearer_auth(mut self, token: impl AsRef<str>) -> Self {
+        match bearer(token.as_ref()) {
+            Ok(value) => {
+                self.headers.insert(AUTHORIZATION, value);
+            }
+            Err(error) => self.mistake = self.mistake.or(Some(error)),
+        }
+        self
+    }
+
+    /// Appends to the query, form-encoded.
+    pub fn query<K, V>(mut self, pairs: impl IntoIterator<Item = (K, V)>) -> Self
+    where
+        K: Into<String>,
+        V: Into<String>,
+    {
+        let pairs = pairs.into_iter().map(|(k, v)| (k.into(), v.into()));
+        self.query.extend(pairs);
+        self
+    }
+
+    /// Sets the body.
+    pub fn body(mut self, body: impl Into<Body>) -> Self {
+        self.body = body.into();
+        self
+    }
+
+    /// Sets the body to the value as JSON, and `content-type` unless it is set.
+    #[cfg(feature = "json")]
+    pub fn json<T: serde::Serialize + ?Sized>(mut self, value: &T) -> Self {
+        match serde_json::to_vec(value) {
+            Ok(json) => {
+                self.body = Body::from(json);
+                self.headers
+                    .entry(CONTENT_TYPE)
+                    .or_insert(HeaderValue::from_static("application/json"));
+            }
+            Err(e) => {
+                let error = Error::invalid("the value does not serialize to JSON").with_source(e);
+                self.mistake = self.mistake.or(Some(error));
+            }
+        }
+        self
+    }
+
+    /// Bounds the whole call, to the end of the body.
+    pub fn timeout(mut self, total: Duration) -> Self {
+        self.options.timeout = Some(total);
+        self
+    }
+
+    /// Sets all timeouts.
+    pub fn timeouts(mut self, timeouts: Timeouts) -> Self {
+        self.options.timeouts = Some(timeouts);
+        self
+    }
+
+    /// Says whether the request may be processed twice; by default its method decides, or an
+    /// `Idempotency-Key` header.
+    pub fn idempotent(mut self, yes: bool) -> Self {
+        self.options.idempotent = Some(yes);
+        self
+    }
+
+    /// Sets everything that [`RequestOptions`] has.
+    pub fn options(mut self, options: RequestOptions) -> Self {
+        self.options = options;
+        self
+    }
+
+    /// Sends it and awaits the head of the response.
+    ///
+    /// Dropping the future gives back whatever it held: its place in line, its HTTP/2 stream
+    /// (reset), its HTTP/1.1 connection (closed once the request has begun). A dial that it
+    /// started goes on and serves others.
+    ///
+    /// # Errors
+    /// Any [`ErrorKind`](crate::ErrorKind) but Status and Decode.
+    pub async fn send(self) -> Result<Response, Error> {
+        let Self { core, method, path, query, headers, body, options, mistake } = self;
+        if let Some(error) = mistake {
+            return Err(error.with_origin(core.route.origin_text.clone()));
+        }
+        core.send(method, &path, &query, headers, body, &options).await
+    }
+}
+
+/// A header from whatever names and values are given as.
+pub(crate) fn header<N, V>(name: N, value: V) -> Result<(HeaderName, HeaderValue), Error>
+where
+    N: TryInto<HeaderName>,
+    V: TryInto<HeaderValue>,
+{
+    let name = name
+        .try_into()
+        .map_err(|_| Error::invalid("header name is not valid"))?;
+    let mut value = value.try_into().map_err(|_| {
+        Error::invalid(format!("value of header `{name}` holds a character that is not allowed"))
+    })?;
+    super::prepare::mark_sensitive(&name, &mut value);
+    Ok((name, value))
+}
+
+/// The value of `authorization` for a token.
+pub(crate) fn bearer(token: &str) -> Result<HeaderValue, Error> {
+    let mut value = HeaderValue::try_from(format!("Bearer {token}"))
+        .map_err(|_| Error::invalid("bearer token holds a character that is not allowed"))?;
+    value.set_sensitive(true);
+    Ok(value)
+}

@@ -1,0 +1,241 @@
+//! A response as callers read it.
+
+use std::fmt;
+use std::future::poll_fn;
+use std::pin::Pin;
+
+use bytes::{Bytes, BytesMut};
+use http::header::CONTENT_ENCODING;
+use http::{HeaderMap, StatusCode, Version};
+use http_body::Body as _;
+
+use crate::connection::ConnectionInfo;
+use crate::error::{Error, ErrorKind, ReplaySafety};
+use crate::io::PeerAddr;
+use crate::metrics::StepMetrics;
+use crate::timing::{ConnectionUse, RequestTiming};
+
+use super::response_body::{ResponseBody, TimingHandle, Upgraded};
+
+/// A response whose head has arrived. Its body is read as it is asked for.
+pub struct Response {
+    parts: http::response::Parts,
+    body: ResponseBody,
+    url: String,
+    max_body_bytes: usize,
+    content_length: Option<u64>,
+}
+
+impl fmt::Debug for Response {
+    /// Without the URL's path and query: they may hold a key.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Response")
+            .field("status", &self.parts.status)
+            .field("version", &self.parts.version)
+            .field("connection", self.body.connection())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Response {
+    pub(crate) fn new(
+        response: http::Response<ResponseBody>,
+        url: String,
+        max_body_bytes: usize,
+    ) -> Self {
+        let (parts, body) = response.into_parts();
+        let content_length = parts
+            .headers
+            .get(http::header::CONTENT_LENGTH)
+            .and_then(|value| value.to_str().ok()?.parse().ok());
+        Self { parts, body, url, max_body_bytes, content_length }
+    }
+
+    /// The status. An error status is a response like any other;
+    /// [`error_for_status`](Self::error_for_status) makes it an error.
+    pub fn status(&self) -> StatusCode {
+        self.parts.status
+    }
+
+    /// The header fields.
+    pub fn headers(&self) -> &HeaderMap {
+        &self.parts.headers
+    }
+
+    /// HTTP/2 or HTTP/1.1.
+    pub fn version(&self) -> Version {
+        self.parts.version
+    }
+
+    /// The URL that was asked, query included.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// The address of the other end, where the transport knows one.
+    pub fn remote_addr(&self) -> Option<&PeerAddr> {
+        self.body.connection().remote_addr()
+    }
+
+    /// The announced length of the body.
+    pub fn content_length(&self) -> Option<u64> {
+        self.content_length
+    }
+
+    /// The connection it came over.
+    pub fn connection(&self) -> &ConnectionInfo {
+        self.body.connection()
+    }
+
+    /// How the request came to its connection.
+    pub fn connection_use(&self) -> ConnectionUse {
+        self.body.connection_use()
+    }
+
+    /// The numbers that users watch.
+    pub fn metrics(&self) -> StepMetrics {
+        self.body.metrics()
+    }
+
+    /// The timing so far; final once the body has been read.
+    pub fn timing(&self) -> RequestTiming {
+        self.body.timing()
+    }
+
+    /// A handle that knows the final timing when the response is gone.
+    pub fn timing_handle(&mut self) -> TimingHandle {
+        self.body.timing_handle()
+    }
+
+    /// Itself, or an error if the status is 400 or more. The body is dropped with it.
+    ///
+    /// # Errors
+    /// Kind Status.
+    pub fn error_for_status(self) -> Result<Self, Error> {
+        let status = self.parts.status;
+        if !status.is_client_error() && !status.is_server_error() {
+            return Ok(self);
+        }
+        Err(Error::new(ErrorKind::Status, format!("the server answered {status}"))
+            .with_origin(self.body.connection().origin())
+            .with_replay(ReplaySafety::Processed)
+            .with_timing(self.timing()))
+    }
+
+    /// The next piece of the body; `None` at its end. Trailers are skipped.
+    ///
+    /// Dropping the future loses nothing; the next call goes on.
+    ///
+    /// # Errors
+    /// Truncated, ConnectionLost, Protocol, Refused, Timeout.
+    pub async fn chunk(&mut self) -> Result<Option<Bytes>, Error> {
+        loop {
+            let frame = poll_fn(|cx| Pin::new(&mut self.body).poll_frame(cx)).await;
+            match frame.transpose()?.map(http_body::Frame::into_data) {
+                None => return Ok(None),
+                Some(Ok(data)) => return Ok(Some(data)),
+                Some(Err(_)) => {}
+            }
+        }
+    }
+
+    /// The whole body.
+    ///
+    /// Dropping the future loses what was read.
+    ///
+    /// # Errors
+    /// TooLarge beyond 64 MiB (see `max_body_bytes`), and whatever [`chunk`](Self::chunk) fails
+    /// with.
+    pub async fn bytes(&mut self) -> Result<Bytes, Error> {
+        let Some(first) = self.chunk().await? else {
+            return Ok(Bytes::new());
+        };
+        self.check_size(first.len())?;
+        let Some(second) = self.chunk().await? else {
+            return Ok(first);
+        };
+        let mut all = BytesMut::with_capacity((first.len() + second.len()) * 2);
+        all.extend_from_slice(&first);
+        let mut next = Some(second);
+        while let Some(data) = next {
+            self.check_size(all.len() + data.len())?;
+            all.extend_from_slice(&data);
+            next = self.chunk().await?;
+        }
+        Ok(all.freeze())
+    }
+
+    fn check_size(&self, size: usize) -> Result<(), Error> {
+        if size <= self.max_body_bytes {
+            return Ok(());
+        }
+        Err(Error::new(
+            ErrorKind::TooLarge,
+            format!("the body is larger than max_body_bytes of {}", self.max_body_bytes),
+        )
+        .at(crate::timing::Phase::Receive)
+        .with_origin(self.body.connection().origin())
+        .with_replay(ReplaySafety::Processed))
+    }
+
+    /// The whole body as text: UTF-8, with what is not UTF-8 replaced.
+    ///
+    /// # Errors
+    /// As [`bytes`](Self::bytes).
+    pub async fn text(&mut self) -> Result<String, Error> {
+        let bytes = self.bytes().await?;
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    }
+
+    /// The whole body as JSON.
+    ///
+    /// # Errors
+    /// Decode, with the place and a piece of the text, or with the content-encoding that this
+    /// crate does not decode; and as [`bytes`](Self::bytes).
+    #[cfg(feature = "json")]
+    pub async fn json<T: serde::de::DeserializeOwned>(&mut self) -> Result<T, Error> {
+        let decode = |message: String| {
+            Error::new(ErrorKind::Decode, message)
+                .with_origin(self.body.connection().origin())
+                .with_replay(ReplaySafety::Processed)
+        };
+        if let Some(encoding) = self.parts.headers.get(CONTENT_ENCODING) {
+            if encoding != "identity" {
+                let name = crate::error::escape_peer_text(encoding.as_bytes());
+                return Err(decode(format!(
+                    "the body has content-encoding {name}, which is not decoded here"
+                )));
+            }
+        }
+        let bytes = self.bytes().await?;
+        serde_json::from_slice(&bytes).map_err(|e| {
+            let start = bytes.len().min(64);
+            let piece = crate::error::escape_peer_text(&bytes[..start]);
+            Error::new(ErrorKind::Decode, format!("the body is not the JSON expected; it begins `{piece}`"))
+                .with_origin(self.body.connection().origin())
+                .with_replay(ReplaySafety::Processed)
+                .with_source(e)
+        })
+    }
+
+    /// The body alone.
+    pub fn into_body(self) -> ResponseBody {
+        self.body
+    }
+
+    /// The response in the types of `http`.
+    pub fn into_http(self) -> http::Response<ResponseBody> {
+        http::Response::from_parts(self.parts, self.body)
+    }
+
+    /// After 101 Switching Protocols: the connection itself.
+    ///
+    /// # Errors
+    /// Invalid if the response is no upgrade.
+    pub fn upgrade(self) -> Result<Upgraded, Error> {
+        let status = self.parts.status;
+        self.body
+            .into_upgraded()
+            .ok_or_else(|| Error::invalid(format!("status {status} is no upgrade")))
+    }
+}

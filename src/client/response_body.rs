@@ -1,0 +1,348 @@
+//! The body of a response: the rest of the request's journey, with its lease and its clock.
+
+use std::fmt;
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::Sleep;
+
+use crate::connection::{ConnectionInfo, Stream};
+use crate::error::{Error, ErrorKind, ReplaySafety};
+use crate::event::{RequestEvent, RequestRecorder};
+use crate::http2::RecvBody;
+use crate::metrics::StepMetrics;
+use crate::pool::{H1Lease, H2Lease, UpgradedLease};
+use crate::sync::lock;
+use crate::timing::{ConnectionUse, Phase, RequestTiming, millis};
+
+/// Read on dropping, if it is there already: a short body that nobody wanted should not cost the
+/// connection.
+const DRAIN_ON_DROP: usize = 64 * 1024;
+
+/// The body of a response, as a stream of frames. It has the connection (or the stream) to itself
+/// until its end.
+///
+/// Dropping it before the end closes an HTTP/1.1 connection, unless the rest has already arrived
+/// and is short, and resets an HTTP/2 stream and nothing else.
+pub struct ResponseBody {
+    source: Source,
+    call: FinishedCall,
+    length: Option<u64>,
+}
+
+/// Where the bytes come from. The order of fields matters on drop: a stream ends before its slot
+/// is given back.
+#[derive(Debug)]
+enum Source {
+    Ended,
+    H1(H1Lease),
+    H2 { body: RecvBody, _lease: H2Lease },
+    /// 101 Switching Protocols.
+    Tunnel(H1Lease),
+}
+
+/// What is known of the call once its response head is there.
+pub(crate) struct FinishedCall {
+    pub(crate) recorder: RequestRecorder,
+    pub(crate) info: ConnectionInfo,
+    pub(crate) total: Option<(Pin<Box<Sleep>>, Duration)>,
+    pub(crate) between_bytes: Option<Duration>,
+    pub(crate) pause: Option<Pin<Box<Sleep>>>,
+    handle: Option<Arc<Mutex<RequestTiming>>>,
+}
+
+impl FinishedCall {
+    pub(crate) fn new(
+        recorder: RequestRecorder,
+        info: ConnectionInfo,
+        total: Option<(Pin<Box<Sleep>>, Duration)>,
+        between_bytes: Option<Duration>,
+    ) -> Self {
+        Self { recorder, info, total, between_bytes, pause: None, handle: None }
+    }
+
+    fn end(&mut self) {
+        self.recorder.emit(RequestEvent::End);
+        if let Some(handle) = self.handle.take() {
+            *lock(&handle) = self.recorder.timing();
+        }
+    }
+
+    /// A timer that has run out while a read is pending.
+    fn poll_timers(&mut self, cx: &mut Context<'_>) -> Option<Error> {
+        let expired = |what: &str, limit: Duration| {
+            let message = format!("reading the body took longer than the {what} of {limit:?}");
+            Error::new(ErrorKind::Timeout, message)
+                .at(Phase::Receive)
+                .with_replay(ReplaySafety::Processed)
+        };
+        if let Some((timer, limit)) = &mut self.total {
+            if timer.as_mut().poll(cx).is_ready() {
+                return Some(expired("timeout", *limit));
+            }
+        }
+        if let Some(limit) = self.between_bytes {
+            let timer = self.pause.get_or_insert_with(|| Box::pin(tokio::time::sleep(limit)));
+            if timer.as_mut().poll(cx).is_ready() {
+                return Some(expired("between_bytes timeout", limit));
+            }
+        }
+        None
+    }
+}
+
+impl fmt::Debug for ResponseBody {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ResponseBody")
+            .field("connection", &self.call.info)
+            .field("is_end", &self.is_end_stream())
+            .finish_non_exhaustive()
+    }
+}
+
+impl ResponseBody {
+    pub(crate) fn http1(mut lease: H1Lease, call: FinishedCall, length: Option<u64>) -> Self {
+        let source = if lease.http1().is_end() { Source::Ended } else { Source::H1(lease) };
+        Self::new(source, call, length)
+    }
+
+    pub(crate) fn tunnel(lease: H1Lease, call: FinishedCall) -> Self {
+        Self::new(Source::Tunnel(lease), call, None)
+    }
+
+    pub(crate) fn http2(
+        body: RecvBody,
+        lease: H2Lease,
+        call: FinishedCall,
+        length: Option<u64>,
+    ) -> Self {
+        let source = if body.is_end() {
+            Source::Ended
+        } else {
+            Source::H2 { body, _lease: lease }
+        };
+        Self::new(source, call, length)
+    }
+
+    fn new(source: Source, call: FinishedCall, length: Option<u64>) -> Self {
+        let mut body = Self { source, call, length };
+        if let Source::Ended = body.source {
+            body.length = Some(0);
+            body.call.end();
+        }
+        body
+    }
+
+    /// The connection it comes over.
+    pub fn connection(&self) -> &ConnectionInfo {
+        &self.call.info
+    }
+
+    /// The timing so far; final once the body has ended.
+    pub fn timing(&self) -> RequestTiming {
+        self.call.recorder.timing()
+    }
+
+    /// A handle that knows the final timing when the body is gone.
+    pub fn timing_handle(&mut self) -> TimingHandle {
+        let timing = self.call.recorder.timing();
+        if timing.is_complete() {
+            return TimingHandle(Arc::new(Mutex::new(timing)));
+        }
+        let cell = self.call.handle.get_or_insert_with(|| Arc::new(Mutex::new(timing)));
+        TimingHandle(cell.clone())
+    }
+
+    /// How the request came to its connection.
+    pub fn connection_use(&self) -> ConnectionUse {
+        self.call.recorder.connection_use().unwrap_or(ConnectionUse::New)
+    }
+
+    /// The numbers that users watch.
+    pub fn metrics(&self) -> StepMetrics {
+        let timing = self.timing();
+        StepMetrics {
+            network_overhead_ms: millis(timing.network_overhead()),
+            connection_reused: self.call.recorder.is_reused(),
+            protocol: self.call.info.protocol(),
+            attempts: self.call.recorder.attempts(),
+            ttfb_ms: timing.time_to_first_byte().map(millis),
+        }
+    }
+
+    /// After 101 Switching Protocols: the connection itself, with what was read of the new
+    /// protocol already. `None` for any other response.
+    pub fn into_upgraded(mut self) -> Option<Upgraded> {
+        match std::mem::replace(&mut self.source, Source::Ended) {
+            Source::Tunnel(lease) => {
+                self.call.end();
+                let (stream, left_over, lease) = lease.into_upgraded();
+                Some(Upgraded { stream, left_over, _lease: lease })
+            }
+            source => {
+                self.source = source;
+                None
+            }
+        }
+    }
+
+    fn finish(&mut self) {
+        // The lease goes home here, before the caller looks at anything else.
+        self.source = Source::Ended;
+        self.call.end();
+    }
+
+    fn fail(&mut self, error: Error) -> Error {
+        self.finish();
+        error
+            .with_origin(self.call.info.origin())
+            .with_attempt(self.call.recorder.attempts(), self.call.recorder.is_reused())
+            .with_timing(self.call.recorder.timing())
+    }
+
+    fn poll_source(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        match &mut self.source {
+            Source::Ended | Source::Tunnel(_) => Poll::Ready(None),
+            Source::H1(lease) => lease.http1().poll_body(cx),
+            Source::H2 { body, .. } => body.poll_body(cx, &mut self.call.recorder),
+        }
+    }
+
+    fn source_is_end(&mut self) -> bool {
+        match &mut self.source {
+            Source::Ended => true,
+            Source::Tunnel(_) => false,
+            Source::H1(lease) => lease.http1().is_end(),
+            Source::H2 { body, .. } => body.is_end(),
+        }
+    }
+}
+
+impl HttpBody for ResponseBody {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        let this = &mut *self;
+        if let Source::Ended | Source::Tunnel(_) = this.source {
+            return Poll::Ready(None);
+        }
+        this.call.recorder.emit(RequestEvent::ReadStart);
+        match this.poll_source(cx) {
+            Poll::Pending => match this.call.poll_timers(cx) {
+                Some(error) => Poll::Ready(Some(Err(this.fail(error)))),
+                None => Poll::Pending,
+            },
+            Poll::Ready(Some(Ok(frame))) => {
+                this.call.pause = None;
+                if let Some(data) = frame.data_ref() {
+                    this.length = this.length.map(|n| n.saturating_sub(data.len() as u64));
+                }
+                if this.source_is_end() {
+                    this.finish();
+                } else {
+                    this.call.recorder.emit(RequestEvent::ReadEnd);
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Poll::Ready(Some(Err(error))) => Poll::Ready(Some(Err(this.fail(error)))),
+            Poll::Ready(None) => {
+                this.finish();
+                Poll::Ready(None)
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        matches!(self.source, Source::Ended)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.length.map_or_else(SizeHint::default, SizeHint::with_exact)
+    }
+}
+
+impl Drop for ResponseBody {
+    fn drop(&mut self) {
+        if let Source::H1(lease) = &mut self.source {
+            let mut cx = Context::from_waker(std::task::Waker::noop());
+            let mut drained = 0;
+            while drained < DRAIN_ON_DROP && !lease.http1().is_end() {
+                match lease.http1().poll_body(&mut cx) {
+                    Poll::Ready(Some(Ok(frame))) => {
+                        drained += frame.data_ref().map_or(0, Bytes::len);
+                    }
+                    _ => break,
+                }
+            }
+        }
+        self.source = Source::Ended;
+        self.call.end();
+    }
+}
+
+/// Knows the timing of a request when its response is gone.
+#[derive(Clone, Debug)]
+pub struct TimingHandle(Arc<Mutex<RequestTiming>>);
+
+impl TimingHandle {
+    /// The final timing once the body has ended or was dropped; before that the timing at the
+    /// moment when the handle was made.
+    pub fn get(&self) -> RequestTiming {
+        *lock(&self.0)
+    }
+}
+
+/// A connection that left HTTP (RFC 9110 §7.8). Reads what came behind the response head first.
+#[derive(Debug)]
+pub struct Upgraded {
+    left_over: Bytes,
+    stream: Stream,
+    _lease: UpgradedLease,
+}
+
+impl AsyncRead for Upgraded {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if !self.left_over.is_empty() {
+            let n = self.left_over.len().min(buf.remaining());
+            buf.put_slice(&self.left_over.split_to(n));
+            return Poll::Ready(Ok(()));
+        }
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Upgraded {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}

@@ -1,0 +1,312 @@
+//! The journey of one call.
+//!
+//! ```text
+//! prepared request
+//!   attempt: acquire (pool) -> exchange (h1 or h2) -> response head
+//!      '-- failed: retry's verdict: again, or the error with all that is known
+//!   response body goes on from here with the lease and the clock
+//! ```
+
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use http::uri::Authority;
+
+use crate::body::Body;
+use crate::clock::{deadline, now};
+use crate::connection::{ConnectOptions, ConnectionInfo};
+use crate::error::{Error, ErrorKind, ReplaySafety};
+use crate::event::{RequestEvent, RequestRecorder};
+use crate::http1::RequestHead;
+use crate::metrics::{Counters, Served};
+use crate::origin::Origin;
+use crate::pool::{Acquire, H1Lease, H2Lease, Lease, Pool, WaitLimits, acquire};
+use crate::timing::Phase;
+
+use super::options::{CallOptions, Timeouts};
+use super::prepare::Prepared;
+use super::response_body::{FinishedCall, ResponseBody};
+use super::retry::{Failure, Tries, Verdict};
+
+/// Where requests of one origin and one set of options go.
+#[derive(Clone, Debug)]
+pub(crate) struct Route {
+    pub(crate) origin: Origin,
+    pub(crate) origin_text: Arc<str>,
+    pub(crate) authority: Authority,
+    pub(crate) options: Arc<ConnectOptions>,
+}
+
+impl Route {
+    pub(crate) fn new(origin: Origin, options: Arc<ConnectOptions>) -> Result<Self, Error> {
+        let authority = Authority::from_maybe_shared(origin.authority().into_bytes())
+            .map_err(|e| Error::invalid("URL host is not valid").with_source(e))?;
+        Ok(Self {
+            origin_text: origin.to_string().into(),
+            origin,
+            authority,
+            options,
+        })
+    }
+}
+
+/// One call: its clock and its books. Dropped before its end it is counted all the same.
+struct Call<'a> {
+    recorder: RequestRecorder,
+    counters: [Option<&'a Counters>; 2],
+    secure: bool,
+    connection: Option<ConnectionInfo>,
+    counted: bool,
+}
+
+impl Call<'_> {
+    /// Counts the call, once.
+    fn count(&mut self) {
+        if std::mem::replace(&mut self.counted, true) {
+            return;
+        }
+        let timing = self.recorder.timing();
+        for counters in self.counters.into_iter().flatten() {
+            match (&self.connection, self.recorder.connection_use()) {
+                (Some(info), Some(how)) => counters.served(&Served {
+                    how,
+                    secure: self.secure,
+                    queried_dns: info.trace().has_queried_dns(),
+                    setup_cost: info.trace().setup_cost(),
+                    attempts: self.recorder.attempts(),
+                    timing: &timing,
+                }),
+                _ => counters.unserved(),
+            }
+        }
+    }
+
+    /// The error with everything that is known.
+    fn fail(&mut self, error: Error, route: &Route) -> Error {
+        self.recorder.emit(RequestEvent::End);
+        self.count();
+        error
+            .with_origin(route.origin_text.clone())
+            .with_attempt(self.recorder.attempts(), self.recorder.is_reused())
+            .with_timing(self.recorder.timing())
+    }
+}
+
+impl Drop for Call<'_> {
+    fn drop(&mut self) {
+        self.recorder.emit(RequestEvent::End);
+        self.count();
+    }
+}
+
+/// Sends a request and awaits the head of its response.
+///
+/// Dropping the future gives back whatever it held: its place in line, its stream (reset), its
+/// HTTP/1.1 connection (closed once the request has begun).
+pub(crate) async fn send(
+    pool: &Arc<Pool>,
+    client_counters: Option<&Counters>,
+    route: &Route,
+    request: Prepared,
+    body: Body,
+    options: CallOptions,
+) -> Result<http::Response<ResponseBody>, Error> {
+    let mut call = Call {
+        recorder: RequestRecorder::start(),
+        counters: [Some(pool.counters()), client_counters],
+        secure: route.origin.is_https(),
+        connection: None,
+        counted: false,
+    };
+    let timeouts = options.timeouts;
+    let until = timeouts.total.map(|total| (deadline(now(), total), total));
+    let limits = WaitLimits { queue: timeouts.queue, connect: timeouts.connect, until };
+    let mut tries = Tries::default();
+    let mut body = Some(body);
+    let mut fresh = false;
+    loop {
+        call.recorder.emit(RequestEvent::AttemptStart);
+        call.connection = None;
+        let (this_body, rest) = body.take().unwrap_or_default().for_attempt();
+        let mut this_body = Some(this_body);
+        let find = || pool.host(&route.origin, &route.options);
+        let how = if fresh { Acquire::Fresh } else { Acquire::Any };
+        let lease = match acquire(find, how, &mut call.recorder, limits).await {
+            Ok(lease) => lease,
+            Err(error) => return Err(call.fail(error, route)),
+        };
+        call.connection = Some(lease.info().clone());
+        let http1 = matches!(lease, Lease::H1(_));
+        let sent = AtomicU64::new(0);
+        let attempt = exchange(&mut call.recorder, route, &request, &mut this_body, &sent, lease);
+        let result = match bounded(attempt, timeouts, until, &sent).await {
+            Ok(result) => result,
+            Err(expired) => Err(expired.into_error(&call.recorder)),
+        };
+        match result {
+            Ok(head) => {
+                call.recorder.emit(RequestEvent::Headers);
+                call.count();
+                return Ok(respond(call, head, timeouts, until));
+            }
+            Err(error) => {
+                body = rest.or(this_body.filter(|body| !body.is_touched()));
+                let failure = Failure {
+                    idempotent: request.idempotent,
+                    has_body: body.is_some(),
+                    ..Failure::new(&error, call.recorder.is_reused(), http1)
+                };
+                match tries.verdict(options.retry, failure) {
+                    Verdict::Again { fresh: on_fresh, pause } => {
+                        fresh = on_fresh;
+                        if pause {
+                            tokio::time::sleep(jitter()).await;
+                        }
+                    }
+                    Verdict::GiveUp => return Err(call.fail(error, route)),
+                }
+            }
+        }
+    }
+}
+
+/// 10 to 50 ms. The hasher's keys are the standard library's only source of randomness.
+fn jitter() -> Duration {
+    use std::hash::{BuildHasher, RandomState};
+    let random = RandomState::new().hash_one(0u8);
+    Duration::from_millis(10 + random % 41)
+}
+
+/// A response head with what its body will be read from.
+enum Head {
+    H1 { head: crate::http1::ResponseHead, lease: H1Lease },
+    H2 { head: crate::http2::ResponseHead, lease: H2Lease },
+}
+
+async fn exchange(
+    recorder: &mut RequestRecorder,
+    route: &Route,
+    request: &Prepared,
+    body: &mut Option<Body>,
+    sent: &AtomicU64,
+    lease: Lease,
+) -> Result<Head, Error> {
+    match lease {
+        Lease::H1(mut lease) => {
+            let head = RequestHead {
+                method: &request.method,
+                target: request.target.as_str(),
+                authority: route.authority.as_str(),
+                headers: &request.headers,
+            };
+            let body = body.get_or_insert_default();
+            let http1 = lease.http1();
+            let head = http1.exchange(&head, request.length, body, sent, recorder).await?;
+            Ok(Head::H1 { head, lease })
+        }
+        Lease::H2(mut lease) => {
+            let http = request.http2(&route.origin, &route.authority);
+            let handle = &mut lease.handle;
+            let head = handle.exchange(http, request.length, body, sent, recorder).await?;
+            Ok(Head::H2 { head, lease })
+        }
+    }
+}
+
+fn respond(
+    mut call: Call<'_>,
+    head: Head,
+    timeouts: Timeouts,
+    until: Option<(Instant, Duration)>,
+) -> http::Response<ResponseBody> {
+    let info = call.connection.take().expect("a response comes over a connection");
+    // The call's own end is the body's from here on; its drop finds it counted.
+    let recorder = std::mem::replace(&mut call.recorder, RequestRecorder::start());
+    let total = until.map(|(at, total)| {
+        (Box::pin(tokio::time::sleep_until(at.into())), total)
+    });
+    let finished = FinishedCall::new(recorder, info, total, timeouts.between_bytes);
+    let length = |headers: &http::HeaderMap| {
+        let value = headers.get(http::header::CONTENT_LENGTH)?;
+        value.to_str().ok()?.parse().ok()
+    };
+    let (status, version, headers, body) = match head {
+        Head::H1 { head, lease } if head.is_tunnel => {
+            let body = ResponseBody::tunnel(lease, finished);
+            (head.status, head.version, head.headers, body)
+        }
+        Head::H1 { head, lease } => {
+            let length = length(&head.headers);
+            let body = ResponseBody::http1(lease, finished, length);
+            (head.status, head.version, head.headers, body)
+        }
+        Head::H2 { head, lease } => {
+            let length = length(&head.headers);
+            let body = ResponseBody::http2(head.body, lease, finished, length);
+            (head.status, http::Version::HTTP_2, head.headers, body)
+        }
+    };
+    let mut response = http::Response::new(body);
+    *response.status_mut() = status;
+    *response.version_mut() = version;
+    *response.headers_mut() = headers;
+    response
+}
+
+/// Which timeout ran out.
+struct Expired {
+    what: &'static str,
+    limit: Duration,
+}
+
+impl Expired {
+    fn into_error(self, recorder: &RequestRecorder) -> Error {
+        let phase = recorder.timing().current_phase();
+        let doing = if phase == Phase::Send { "sending the request" } else { "the response" };
+        let message = format!("{doing} took longer than the {} of {:?}", self.what, self.limit);
+        Error::new(ErrorKind::Timeout, message)
+            .at(phase)
+            .with_replay(ReplaySafety::MaybeProcessed)
+    }
+}
+
+/// Bounds the exchange by the total timeout and by `first_byte`, which starts again whenever the
+/// upload moves.
+async fn bounded<F: Future>(
+    exchange: F,
+    timeouts: Timeouts,
+    until: Option<(Instant, Duration)>,
+    sent: &AtomicU64,
+) -> Result<F::Output, Expired> {
+    if timeouts.first_byte.is_none() && until.is_none() {
+        return Ok(exchange.await);
+    }
+    let mut exchange = std::pin::pin!(exchange);
+    let mut seen = sent.load(Relaxed);
+    let mut progress_at = now();
+    loop {
+        let first_byte = timeouts
+            .first_byte
+            .map(|limit| (deadline(progress_at, limit), limit, "first_byte timeout"));
+        let total = until.map(|(at, limit)| (at, limit, "timeout"));
+        let Some((at, limit, what)) = first_byte.into_iter().chain(total).min_by_key(|t| t.0)
+        else {
+            return Ok(exchange.await);
+        };
+        tokio::select! {
+            biased;
+            output = &mut exchange => return Ok(output),
+            () = tokio::time::sleep_until(at.into()) => {
+                let now_sent = sent.load(Relaxed);
+                if what == "timeout" || now_sent == seen {
+                    return Err(Expired { what, limit });
+                }
+                // It moved at some time since; the next look is a whole limit later.
+                seen = now_sent;
+                progress_at = now();
+            }
+        }
+    }
+}

@@ -1,0 +1,184 @@
+//! Entry points of the fuzz targets in `fuzz/`: each splits its input into a parameter and bytes,
+//! and hands both to a property that stands beside the reader it is about.
+//!
+//! On stable, the tests below replay the seeds and drive the same properties with random bytes and
+//! with mutated seeds.
+// layering: the door of the fuzz targets to every reader of bytes, whatever its layer.
+
+use crate::{http_head, http1, http2, origin};
+
+/// The head of an HTTP/1 response; the first two bytes are where it is split.
+pub fn h1_head(data: &[u8]) {
+    if let Some((split, input)) = split_position(data) {
+        http_head::check_splits(input, split);
+    }
+}
+
+/// A chunked body; the first two bytes are where it is split.
+pub fn h1_chunked(data: &[u8]) {
+    if let Some((split, input)) = split_position(data) {
+        http1::check_chunked(input, split);
+    }
+}
+
+/// HTTP/2 frames; the first byte is the size of the pieces that they arrive in.
+pub fn h2_tap(data: &[u8]) {
+    if let Some((&piece, input)) = data.split_first() {
+        http2::check_tap(input, usize::from(piece));
+    }
+}
+
+/// A URL; bytes that are not UTF-8 end it.
+pub fn origin(data: &[u8]) {
+    let text = data.utf8_chunks().next().map_or("", |chunk| chunk.valid());
+    origin::check_round_trip(text);
+}
+
+/// A big-endian position, taken modulo the length of what follows, so that every input has one.
+fn split_position(data: &[u8]) -> Option<(usize, &[u8])> {
+    let (position, input) = data.split_first_chunk::<2>()?;
+    let split = usize::from(u16::from_be_bytes(*position)) % (input.len() + 1);
+    Some((split, input))
+}
+
+// layering: drives the entry points above.
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+    use proptest::sample::{Index, select};
+
+    use super::*;
+
+    type Target = fn(&[u8]);
+
+    /// Every target with the bytes that its format is made of.
+    const TARGETS: [(&str, Target, &[u8]); 4] = [
+        ("h1_head", h1_head, b"HTTP/1.10 2\r\n\t:aZ-\0;=\x80"),
+        ("h1_chunked", h1_chunked, b"0123456789abcdefF\r\n;=\": \tx\0"),
+        ("h2_tap", h2_tap, &[0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0x80, 0xff]),
+        ("origin", origin, b"htps:/@[].%?#\\0127xfn-_ABZ\xc3\xbc\t"),
+    ];
+    const MIN_SEEDS: usize = 8;
+
+    fn seeds(target: &str) -> Vec<Vec<u8>> {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds").join(target);
+        let entries = fs::read_dir(&dir).unwrap_or_else(|e| panic!("{}: {e}", dir.display()));
+        let mut paths: Vec<_> = entries.map(|entry| entry.expect("readable").path()).collect();
+        paths.sort();
+        paths.iter().map(|path| fs::read(path).expect("readable")).collect()
+    }
+
+    #[test]
+    fn every_seed_holds() {
+        for (name, target, _) in TARGETS {
+            let seeds = seeds(name);
+            assert!(seeds.len() >= MIN_SEEDS, "{name} has {} seeds", seeds.len());
+            for seed in &seeds {
+                target(seed);
+            }
+        }
+    }
+
+    /// The seeds say one split each; here is every other one.
+    #[test]
+    fn every_seed_holds_at_every_split() {
+        for (name, check) in [
+            ("h1_head", http_head::check_splits as fn(&[u8], usize)),
+            ("h1_chunked", http1::check_chunked),
+        ] {
+            for seed in seeds(name) {
+                let input = &seed[2..];
+                // The few seeds about a limit are long: their ends are where something happens.
+                let near_an_end = |split: &usize| *split < 200 || *split + 200 > input.len();
+                for split in (0..=input.len()).filter(near_an_end) {
+                    check(input, split);
+                }
+            }
+        }
+        for seed in seeds("h2_tap") {
+            for piece in 1..seed.len() {
+                http2::check_tap(&seed[1..], piece);
+            }
+        }
+    }
+
+    /// A change of a seed, applied at places that exist in it.
+    #[derive(Clone, Debug)]
+    enum Edit {
+        Set(Index, u8),
+        Insert(Index, u8),
+        Remove(Index),
+        Repeat(Index, Index),
+        Truncate(Index),
+    }
+
+    fn edit(alphabet: &'static [u8]) -> impl Strategy<Value = Edit> {
+        let byte = || prop_oneof![any::<u8>(), select(alphabet)];
+        prop_oneof![
+            (any::<Index>(), byte()).prop_map(|(at, byte)| Edit::Set(at, byte)),
+            (any::<Index>(), byte()).prop_map(|(at, byte)| Edit::Insert(at, byte)),
+            any::<Index>().prop_map(Edit::Remove),
+            any::<(Index, Index)>().prop_map(|(from, to)| Edit::Repeat(from, to)),
+            any::<Index>().prop_map(Edit::Truncate),
+        ]
+    }
+
+    fn apply(edits: &[Edit], bytes: &mut Vec<u8>) {
+        for edit in edits {
+            if bytes.is_empty() {
+                return;
+            }
+            let len = bytes.len();
+            match edit {
+                Edit::Set(at, byte) => bytes[at.index(len)] = *byte,
+                Edit::Insert(at, byte) => bytes.insert(at.index(len), *byte),
+                Edit::Remove(at) => drop(bytes.remove(at.index(len))),
+                Edit::Repeat(a, b) => {
+                    let (a, b) = (a.index(len), b.index(len));
+                    bytes.extend_from_within(a.min(b)..a.max(b));
+                }
+                Edit::Truncate(at) => bytes.truncate(at.index(len)),
+            }
+        }
+    }
+
+    fn drive(name: &str) {
+        let (_, target, alphabet) = TARGETS.into_iter().find(|t| t.0 == name).expect("a target");
+        let mutated = (select(seeds(name)), vec(edit(alphabet), 1..12)).prop_map(|(mut seed, edits)| {
+            apply(&edits, &mut seed);
+            seed
+        });
+        let input = prop_oneof![
+            vec(any::<u8>(), 0..600),
+            vec(select(alphabet), 0..200),
+            mutated,
+        ];
+        // No file of regressions: a failure becomes a seed.
+        let config = ProptestConfig { cases: 1024, failure_persistence: None, ..Default::default() };
+        proptest!(config, |(bytes in input)| target(&bytes));
+    }
+
+    #[test]
+    fn h1_head_holds_over_random_input() {
+        drive("h1_head");
+    }
+
+    #[test]
+    fn h1_chunked_holds_over_random_input() {
+        drive("h1_chunked");
+    }
+
+    #[test]
+    fn h2_tap_holds_over_random_input() {
+        drive("h2_tap");
+    }
+
+    #[test]
+    fn origin_holds_over_random_input() {
+        drive("origin");
+    }
+}

@@ -1,0 +1,246 @@
+//! From an origin to a lease: at once, or by waiting in line within the timeouts.
+
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use crate::clock::{deadline, now};
+use crate::error::{Error, ErrorKind};
+use crate::event::{DialRecorder, RequestEvent, RequestRecorder};
+use crate::timing::{ConnectionTrace, ConnectionUse, Phase, WaitCause, Waited};
+
+use tokio::sync::oneshot;
+
+use crate::connection::ConnectionId;
+
+use super::host::{Checkout, Denied, Grant, Host, Place};
+use super::lease::Lease;
+
+/// How long a request may wait.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct WaitLimits {
+    /// For a limit.
+    pub(crate) queue: Option<Duration>,
+    /// For a dial.
+    pub(crate) connect: Option<Duration>,
+    /// For anything; the request's own end.
+    pub(crate) until: Option<(Instant, Duration)>,
+}
+
+/// Which connection will do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Acquire {
+    Any,
+    /// One that has just been dialled: the request failed on one from the pool, and its neighbours
+    /// may be as stale.
+    Fresh,
+}
+
+/// Gets a connection, or a stream of one. `find` looks the origin up, again if it was forgotten
+/// between.
+///
+/// Dropping the future leaves the line; a dial that runs for it finishes and serves others.
+///
+/// # Errors
+/// Whatever the dial failed with; Timeout in the phase it was in; Limit; PoolClosed.
+pub(crate) async fn acquire(
+    find: impl Fn() -> Result<Arc<Host>, Error>,
+    which: Acquire,
+    recorder: &mut RequestRecorder,
+    limits: WaitLimits,
+) -> Result<Lease, Error> {
+    let fresh = match which {
+        Acquire::Any => None,
+        Acquire::Fresh => dial_fresh(&find()?, limits).await?,
+    };
+    loop {
+        let host = find()?;
+        let (lease, mut how, mut dial) = match host.checkout()? {
+            Checkout::Gone => continue,
+            Checkout::Lease(lease, how) => (lease, how, None),
+            Checkout::Line(place) => match wait(place, recorder, limits).await? {
+                Grant { lease, how, dial, .. } => (lease, how, dial),
+            },
+        };
+        if fresh == Some(lease.info().id()) {
+            // Its own dial, that it waited for.
+            how = ConnectionUse::New;
+            dial = Some(lease.info().shared_trace());
+        }
+        if let Some(lease) = probe(lease).await {
+            recorder.emit(RequestEvent::Acquired { how, dial });
+            lease.info().count_request();
+            return Ok(lease);
+        }
+    }
+}
+
+/// Dials a connection that then lies on top of the idle ones. `None` when a limit forbids one more:
+/// then any connection has to do.
+async fn dial_fresh(host: &Arc<Host>, limits: WaitLimits) -> Result<Option<ConnectionId>, Error> {
+    let (sender, receiver) = oneshot::channel();
+    if host.dial_for(sender).is_err() {
+        return Ok(None);
+    }
+    let began = now();
+    let alarm = Alarm::next(began, Some(began), limits);
+    tokio::select! {
+        biased;
+        dialled = receiver => match dialled {
+            Ok(Ok(info)) => Ok(Some(info.id())),
+            Ok(Err(error)) => Err(error),
+            Err(_) => Ok(None),
+        },
+        () = alarm.sleep() => Err(Error::new(
+            ErrorKind::Timeout,
+            format!("connecting took longer than the {} of {:?}", alarm.what, alarm.limit),
+        )
+        .at(Phase::Tcp)
+        .with_origin(host.plan.origin_text.clone())),
+    }
+}
+
+/// Looks once more, right before the request is written, whether the peer has closed the
+/// connection or said something unasked.
+async fn probe(lease: Lease) -> Option<Lease> {
+    let Lease::H1(mut h1) = lease else {
+        return Some(lease);
+    };
+    let quiet = poll_fn(|cx| Poll::Ready(h1.http1().poll_quiet(cx))).await;
+    match quiet {
+        Ok(()) => Some(Lease::H1(h1)),
+        Err(why) => {
+            h1.close(why);
+            None
+        }
+    }
+}
+
+async fn wait(
+    mut place: Place,
+    recorder: &mut RequestRecorder,
+    limits: WaitLimits,
+) -> Result<Grant, Error> {
+    let since = place.since;
+    loop {
+        let (covered, dial) = place.standing().unwrap_or((None, None));
+        let alarm = Alarm::next(since, covered, limits);
+        let outcome = tokio::select! {
+            biased;
+            outcome = &mut place.receiver => outcome,
+            () = alarm.sleep() => {
+                let standing = place.standing();
+                let Some((now_covered, dial)) = standing else {
+                    // Served in this very moment: the answer is on its way.
+                    continue;
+                };
+                if now_covered != covered {
+                    continue;
+                }
+                note(recorder, since, covered, None);
+                return Err(alarm.error(recorder, covered, dial, &place));
+            }
+        };
+        drop(dial);
+        return match outcome {
+            Ok(Ok(grant)) => {
+                note(recorder, since, grant.covered, grant.dial.as_deref());
+                Ok(grant)
+            }
+            Ok(Err(Denied { error, covered, dial })) => {
+                match dial {
+                    // It failed with this dial: its phases are what was waited for.
+                    Some(dial) => {
+                        note_limit(recorder, since, covered.unwrap_or(since));
+                        recorder.waiting(WaitCause::Dial, covered.unwrap_or(since), Some(dial));
+                    }
+                    None => note(recorder, since, covered, None),
+                }
+                Err(error)
+            }
+            Err(_) => unreachable!("a waiter leaves the line only with an answer"),
+        };
+    }
+}
+
+/// Tells the recorder what was waited for. With the dial that served it, its phases explain the
+/// time from its start on.
+fn note(
+    recorder: &mut RequestRecorder,
+    since: Instant,
+    covered: Option<Instant>,
+    served_by: Option<&ConnectionTrace>,
+) {
+    let leave = now();
+    note_limit(recorder, since, covered.unwrap_or(leave));
+    let Some(enter) = covered else { return };
+    let leave = served_by.map_or(leave, |trace| trace.start.min(leave));
+    if leave > enter {
+        recorder.emit(RequestEvent::Waited(Waited { why: WaitCause::Dial, enter, leave }));
+    }
+}
+
+fn note_limit(recorder: &mut RequestRecorder, enter: Instant, leave: Instant) {
+    if leave > enter {
+        recorder.emit(RequestEvent::Waited(Waited { why: WaitCause::Limit, enter, leave }));
+    }
+}
+
+/// The timeout that runs out first.
+struct Alarm {
+    at: Option<Instant>,
+    what: &'static str,
+    limit: Duration,
+}
+
+impl Alarm {
+    fn next(since: Instant, covered: Option<Instant>, limits: WaitLimits) -> Self {
+        let own = match covered {
+            Some(covered) => limits.connect.map(|d| (deadline(covered, d), "connect timeout", d)),
+            None => limits.queue.map(|d| (deadline(since, d), "queue timeout", d)),
+        };
+        let total = limits.until.map(|(at, d)| (at, "timeout", d));
+        let first = own.into_iter().chain(total).min_by_key(|(at, ..)| *at);
+        match first {
+            Some((at, what, limit)) => Self { at: Some(at), what, limit },
+            None => Self { at: None, what: "", limit: Duration::ZERO },
+        }
+    }
+
+    async fn sleep(&self) {
+        match self.at {
+            Some(at) => tokio::time::sleep_until(at.into()).await,
+            None => std::future::pending().await,
+        }
+    }
+
+    fn error(
+        &self,
+        recorder: &mut RequestRecorder,
+        covered: Option<Instant>,
+        dial: Option<Arc<DialRecorder>>,
+        place: &Place,
+    ) -> Error {
+        let phase = match (covered, dial) {
+            (Some(since), Some(dial)) => {
+                let phase = dial.current_phase();
+                recorder.waiting(WaitCause::Dial, since, Some(dial));
+                phase
+            }
+            _ => Phase::Queue,
+        };
+        let why = if phase == Phase::Queue {
+            "waiting for a connection"
+        } else {
+            "connecting"
+        };
+        Error::new(
+            ErrorKind::Timeout,
+            format!("{why} took longer than the {} of {:?}", self.what, self.limit),
+        )
+        .at(phase)
+        .with_origin(place.host.plan.origin_text.clone())
+    }
+}
+

@@ -1,0 +1,79 @@
+//! A dial in a task of its own: it belongs to the pool. Whoever asked may go; it finishes and
+//! serves the next.
+
+use std::sync::Arc;
+
+use tokio::runtime::Handle;
+use tokio::sync::oneshot;
+
+use crate::connection::{ConnectionInfo, Deps, Opened, Plan, connect};
+use crate::error::{Error, ErrorKind};
+use crate::event::DialRecorder;
+
+use super::capacity::Permit;
+
+/// Tells how a dial ended, for whoever asked for a connection and not for a request.
+pub(crate) type Report = oneshot::Sender<Result<ConnectionInfo, Error>>;
+
+/// A dial that is over.
+pub(crate) struct Dialled {
+    pub(crate) id: u64,
+    pub(crate) result: Result<Opened, Error>,
+    pub(crate) permit: Permit,
+    pub(crate) recorder: Arc<DialRecorder>,
+    pub(crate) report: Option<Report>,
+}
+
+/// Who takes what a dial brings.
+pub(crate) trait DialSink: Send + Sync {
+    fn dialled(self: Arc<Self>, dialled: Dialled);
+}
+
+/// Everything one dial needs.
+pub(crate) struct DialTask {
+    pub(crate) id: u64,
+    pub(crate) sink: Arc<dyn DialSink>,
+    pub(crate) plan: Arc<Plan>,
+    pub(crate) deps: Arc<Deps>,
+    pub(crate) recorder: Arc<DialRecorder>,
+    pub(crate) permit: Permit,
+    pub(crate) report: Option<Report>,
+}
+
+impl DialTask {
+    /// Starts it. It ends with exactly one call of its sink, even if its runtime is shut down or
+    /// the user's dialer panics.
+    pub(crate) fn spawn(self, runtime: &Handle) {
+        let mut guard = Guard(Some(self));
+        runtime.spawn(async move {
+            let Some(task) = &guard.0 else { return };
+            let (plan, deps) = (task.plan.clone(), task.deps.clone());
+            let recorder = task.recorder.clone();
+            let result = connect(&plan, &deps, &recorder).await;
+            guard.finish(result);
+        });
+    }
+}
+
+struct Guard(Option<DialTask>);
+
+impl Guard {
+    fn finish(&mut self, result: Result<Opened, Error>) {
+        let Some(task) = self.0.take() else { return };
+        let DialTask { id, sink, plan: _, deps: _, recorder, permit, report } = task;
+        sink.dialled(Dialled { id, result, permit, recorder, report });
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        let Some(task) = &self.0 else { return };
+        let error = Error::new(
+            ErrorKind::Connect,
+            "the dial was abandoned: its runtime was shut down, or the dialer panicked",
+        )
+        .at(task.recorder.current_phase())
+        .with_origin(task.plan.origin_text.clone());
+        self.finish(Err(error));
+    }
+}

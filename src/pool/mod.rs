@@ -1,0 +1,38 @@
+//! Connections and who may use them: reuse, dialling, waiting, limits, expiry.
+//!
+//! What is decided is pure (`state`, `line`, over ids and instants); what acts takes the lock,
+//! asks, lets go, and then does the I/O. Guards own every slot: a [`Lease`] its connection or
+//! stream, a `Permit` its place under the total limit, a place in line its waiter.
+//!
+//! ```text
+//!  registry  key -> Host           one lookup without a lock
+//!  acquire   checkout, or a place in line
+//!  host      HostState under its own lock: idle h1 (last in, first out), shared h2, dials, line
+//!  dial      a task per dial; belongs to the pool, not to who asked
+//!  lease     gives back on drop, at whatever await
+//!  maintenance  one task per runtime: expiry, closes noticed while idle
+//! ```
+//!
+//! Lock order: a host's lock is never held together with another lock of the pool.
+
+mod acquire;
+mod capacity;
+mod dial;
+mod host;
+mod key;
+mod lease;
+mod limits;
+mod line;
+mod maintenance;
+mod registry;
+mod shared;
+mod state;
+mod warm;
+
+pub(crate) use acquire::{Acquire, WaitLimits, acquire};
+pub(crate) use key::Key;
+pub(crate) use lease::{H1Lease, H2Lease, Lease, UpgradedLease};
+pub use limits::Limits;
+pub(crate) use registry::{Pool, PoolConfig};
+pub(crate) use warm::warm;
+pub use warm::{WarmConnection, WarmReport};

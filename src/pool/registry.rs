@@ -1,0 +1,246 @@
+//! All origins of a pool.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, Weak};
+use std::time::{Duration, Instant};
+
+use tokio::runtime::{Handle, Id as RuntimeId};
+use tokio::time::timeout_at;
+
+use crate::clock::{deadline, now};
+use crate::close_reason::CloseReason;
+use crate::connection::{ConnectOptions, ConnectionInfo, Deps, Plan};
+use crate::error::Error;
+use crate::metrics::{ConnectionPoolStats, Counters};
+use crate::origin::Origin;
+use crate::sync::lock;
+use crate::tls::{Identities, TlsOptions, warm_provider};
+
+use super::capacity::Permit;
+use super::host::Host;
+use super::key::Key;
+use super::limits::Limits;
+use super::maintenance::{Janitor, Origins, Tended};
+use super::shared::{MakeRoom, REMEMBER_ORIGIN, Shared};
+
+/// What a pool is made of.
+pub(crate) struct PoolConfig {
+    pub(crate) limits: Limits,
+    pub(crate) deps: Deps,
+}
+
+/// The pool. Dropped, it closes what is idle and lets running requests finish.
+pub(crate) struct Pool {
+    registry: Arc<Registry>,
+}
+
+struct Registry {
+    shared: Arc<Shared>,
+    hosts: papaya::HashMap<Key, Arc<Host>>,
+    janitors: Mutex<HashMap<RuntimeId, Arc<Janitor>>>,
+    identities: Identities,
+}
+
+impl fmt::Debug for Pool {
+    /// One line per origin.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let shared = &self.registry.shared;
+        write!(
+            f,
+            "ConnectionPool({} of {} open, {} idle, {} waiting)",
+            shared.capacity.open(),
+            shared.limits.max_connections,
+            shared.idle.load(Ordering::SeqCst),
+            shared.waiting.load(Ordering::SeqCst),
+        )?;
+        for host in self.registry.all() {
+            write!(f, "\n  {host:?}")?;
+        }
+        Ok(())
+    }
+}
+
+impl Pool {
+    /// Works outside a runtime and does no I/O.
+    pub(crate) fn new(config: PoolConfig) -> Arc<Self> {
+        let registry = Arc::new(Registry {
+            shared: Arc::new(Shared::new(config.limits, Arc::new(config.deps))),
+            hosts: papaya::HashMap::new(),
+            janitors: Mutex::default(),
+            identities: Identities::default(),
+        });
+        let room: Weak<Registry> = Arc::downgrade(&registry);
+        let _ = registry.shared.room.set(room);
+        warm_provider();
+        Arc::new(Self { registry })
+    }
+
+    /// Builds the TLS configuration of an identity now, so that a mistake in it is found early.
+    pub(crate) fn prepare_tls(&self, options: &TlsOptions) -> Result<(), Error> {
+        self.registry.identities.prepare(options).map(drop)
+    }
+
+    /// The origin with these options on the current runtime.
+    ///
+    /// # Errors
+    /// Invalid: no runtime, options that do not fit the origin.
+    pub(crate) fn host(
+        &self,
+        origin: &Origin,
+        options: &Arc<ConnectOptions>,
+    ) -> Result<Arc<Host>, Error> {
+        let runtime = Handle::try_current()
+            .map_err(|e| Error::invalid("no tokio runtime is running here").with_source(e))?;
+        let key = Key::new(origin.clone(), options.clone(), runtime.id());
+        self.registry.host(key, runtime)
+    }
+
+    pub(crate) fn counters(&self) -> &Arc<Counters> {
+        &self.registry.shared.counters
+    }
+
+    pub(crate) fn stats(&self) -> ConnectionPoolStats {
+        let shared = &self.registry.shared;
+        let idle = shared.idle.load(Ordering::SeqCst);
+        let upgraded = shared.upgraded.load(Ordering::SeqCst);
+        let live = self.registry.all().iter().map(|h| h.connections().len()).sum::<usize>();
+        ConnectionPoolStats {
+            open: shared.capacity.open(),
+            idle,
+            active: live.saturating_sub(idle + upgraded),
+            upgraded,
+            waiting: shared.waiting.load(Ordering::SeqCst),
+            ..shared.counters.snapshot()
+        }
+    }
+
+    pub(crate) fn connections(&self) -> Vec<ConnectionInfo> {
+        self.registry.all().iter().flat_map(|host| host.connections()).collect()
+    }
+
+    pub(crate) fn close_idle(&self) {
+        for host in self.registry.all() {
+            host.close_idle(CloseReason::CloseIdle);
+        }
+    }
+
+    /// Refuses new requests, lets running ones finish until the deadline, then ends HTTP/2
+    /// connections with what they carry. Returns how many connections are still open.
+    pub(crate) async fn shutdown(&self, within: Duration) -> usize {
+        let shared = &self.registry.shared;
+        let until = deadline(now(), within);
+        self.registry.close();
+        loop {
+            let changed = shared.capacity.changed.notified();
+            if shared.capacity.open() == 0 {
+                return 0;
+            }
+            if timeout_at(until.into(), changed).await.is_err() {
+                break;
+            }
+        }
+        for host in self.registry.all() {
+            host.kill();
+        }
+        // The killed ones end at the next turn of their tasks.
+        let grace = deadline(now(), Duration::from_millis(100));
+        loop {
+            let changed = shared.capacity.changed.notified();
+            let open = shared.capacity.open();
+            if open == 0 || timeout_at(grace.into(), changed).await.is_err() {
+                return open;
+            }
+        }
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.registry.close();
+        for janitor in lock(&self.registry.janitors).values() {
+            janitor.stop();
+        }
+    }
+}
+
+impl Registry {
+    fn all(&self) -> Vec<Arc<Host>> {
+        self.hosts.pin().values().cloned().collect()
+    }
+
+    fn host(self: &Arc<Self>, key: Key, runtime: Handle) -> Result<Arc<Host>, Error> {
+        let hosts = self.hosts.pin();
+        if let Some(host) = hosts.get(&key) {
+            return Ok(host.clone());
+        }
+        let plan = Plan::new(key.origin(), key.options(), &self.identities)?;
+        let janitor = self.janitor(&runtime);
+        let host = Host::new(key.clone(), plan, self.shared.clone(), janitor, runtime);
+        // Another may have been faster; then ours is dropped unused.
+        Ok(hosts.get_or_insert(key, host).clone())
+    }
+
+    fn janitor(self: &Arc<Self>, runtime: &Handle) -> Arc<Janitor> {
+        let janitor = lock(&self.janitors)
+            .entry(runtime.id())
+            .or_insert_with(|| Janitor::new(runtime.clone()))
+            .clone();
+        let origins: Weak<Self> = Arc::downgrade(self);
+        janitor.ensure_started(origins);
+        janitor
+    }
+
+    fn close(&self) {
+        let why = CloseReason::PoolClosed;
+        self.shared.close();
+        for host in self.all() {
+            host.shut_down(why);
+        }
+    }
+}
+
+impl Origins for Registry {
+    fn of_runtime(&self, runtime: RuntimeId) -> Vec<Arc<dyn Tended>> {
+        let hosts = self.hosts.pin();
+        let before = now().checked_sub(REMEMBER_ORIGIN);
+        let mut tended: Vec<Arc<dyn Tended>> = Vec::new();
+        for (key, host) in &hosts {
+            if key.runtime() != runtime {
+                continue;
+            }
+            if before.is_some_and(|before| host.remove_if_unused(before)) {
+                hosts.remove(key);
+            } else {
+                tended.push(host.clone());
+            }
+        }
+        tended
+    }
+
+    fn runtime_gone(&self, runtime: RuntimeId) {
+        lock(&self.janitors).remove(&runtime);
+        let hosts = self.hosts.pin();
+        for (key, host) in &hosts {
+            if key.runtime() == runtime {
+                host.shut_down(CloseReason::RuntimeGone);
+                let _ = host.remove_if_unused(now());
+                hosts.remove(key);
+            }
+        }
+    }
+}
+
+impl MakeRoom for Registry {
+    fn make_room(&self, for_whom: &Key) -> Option<Permit> {
+        // At the limit only, so a look at every origin is affordable.
+        let longest_idle = self
+            .all()
+            .into_iter()
+            .filter(|host| host.key != *for_whom)
+            .filter_map(|host| Some((host.idle_since()?, host)))
+            .min_by_key(|(since, _): &(Instant, _)| *since);
+        longest_idle?.1.give_up_idle()
+    }
+}

@@ -1,0 +1,316 @@
+//! What one origin has and what it needs. Pure: ids, counts and instants; `now` is handed in, and
+//! connections, streams and waiters are whatever the caller says they are.
+//!
+//! Rules (design of the pool):
+//! * While the protocol is unknown one dial runs, whoever waits. HTTP/2 is then shared by all;
+//!   HTTP/1.1 fans out: as many dials as waiters and limits allow.
+//! * Idle HTTP/1.1 connections are used last in, first out.
+//! * A new stream goes to the connection with the fewest.
+//! * Waiters are served first come, first served; a waiter is *covered* once a dial runs that is
+//!   for it, and until then waits for a limit.
+
+use std::time::Instant;
+
+use http::Version;
+
+use super::line::{Line, Ticket};
+
+/// An HTTP/2 connection as the rules see it.
+pub(crate) trait Multiplexed {
+    /// Takes a stream slot, if one is free.
+    fn try_take(&self) -> Option<crate::http2::Taken>;
+    fn in_use(&self) -> u32;
+    /// Its limit is the peer's word and not our assumption.
+    fn is_settled(&self) -> bool;
+}
+
+/// An idle HTTP/1.1 connection.
+#[derive(Debug)]
+pub(crate) struct Idle<I> {
+    pub(crate) conn: I,
+    pub(crate) since: Instant,
+}
+
+/// A request in line.
+#[derive(Debug)]
+pub(crate) struct Waiter<W> {
+    pub(crate) whom: W,
+    pub(crate) since: Instant,
+    /// Since when a dial runs that is for it.
+    pub(crate) covered: Option<Instant>,
+}
+
+/// A dial in progress.
+#[derive(Debug)]
+pub(crate) struct DialEntry<D> {
+    pub(crate) id: u64,
+    pub(crate) started: Instant,
+    pub(crate) what: D,
+}
+
+/// Limits that hold for one origin.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rules {
+    pub(crate) max_per_host: usize,
+    /// HTTP/2 connections.
+    pub(crate) max_shared: usize,
+}
+
+/// The books of one origin.
+#[derive(Debug)]
+pub(crate) struct HostState<I, S, W, D> {
+    /// What the origin spoke last.
+    pub(crate) verdict: Option<Version>,
+    pub(crate) idle: Vec<Idle<I>>,
+    pub(crate) shared: Vec<S>,
+    pub(crate) dials: Vec<DialEntry<D>>,
+    pub(crate) line: Line<Waiter<W>>,
+    /// Connections established and not yet closed, leased and retired ones included.
+    pub(crate) open: usize,
+    /// After a failed dial beside a working HTTP/2 connection: no further one until then.
+    pub(crate) spare_after: Option<Instant>,
+    pub(crate) last_used: Instant,
+    next_dial: u64,
+}
+
+impl<I, S: Multiplexed + Clone, W, D> HostState<I, S, W, D> {
+    pub(crate) fn new(verdict: Option<Version>, now: Instant) -> Self {
+        Self {
+            verdict,
+            idle: Vec::new(),
+            shared: Vec::new(),
+            dials: Vec::new(),
+            line: Line::default(),
+            open: 0,
+            spare_after: None,
+            last_used: now,
+            next_dial: 0,
+        }
+    }
+
+    /// The most recently used idle connection.
+    pub(crate) fn take_idle(&mut self) -> Option<Idle<I>> {
+        self.idle.pop()
+    }
+
+    /// A stream on the least loaded connection with a free slot.
+    pub(crate) fn take_stream(&self) -> Option<(S, crate::http2::Taken)> {
+        if let [only] = self.shared.as_slice() {
+            return Some((only.clone(), only.try_take()?));
+        }
+        // A handful at most: sorting them beats any index. A slot may go between look and take.
+        let mut order: Vec<&S> = self.shared.iter().collect();
+        order.sort_by_key(|s| s.in_use());
+        order.into_iter().find_map(|s| Some((s.clone(), s.try_take()?)))
+    }
+
+    /// Gets in line.
+    pub(crate) fn enqueue(&mut self, whom: W, now: Instant) -> Ticket {
+        let covered = (!self.dials.is_empty() && self.verdict != Some(Version::HTTP_11))
+            .then_some(now);
+        self.line.push(Waiter { whom, since: now, covered })
+    }
+
+    /// How many dials to start now for those who wait.
+    pub(crate) fn dials_wanted(&self, rules: Rules, now: Instant) -> usize {
+        let waiting = self.line.len();
+        if waiting == 0 {
+            return 0;
+        }
+        let dialing = self.dials.len();
+        let wanted = match self.verdict {
+            None => usize::from(dialing == 0),
+            Some(Version::HTTP_2) => {
+                let may = self.shared.len() < rules.max_shared
+                    && self.shared.iter().all(Multiplexed::is_settled)
+                    && self.spare_after.is_none_or(|after| after <= now);
+                usize::from(dialing == 0 && may)
+            }
+            Some(_) => waiting.saturating_sub(dialing),
+        };
+        wanted.min(rules.max_per_host.saturating_sub(self.open + dialing))
+    }
+
+    /// Whether streams run short, so that one more HTTP/2 connection should be opened before
+    /// anybody waits: at 80 % of the peer's limit.
+    pub(crate) fn wants_spare(
+        &self,
+        taken: crate::http2::Taken,
+        rules: Rules,
+        now: Instant,
+    ) -> bool {
+        let in_use = u64::from(taken.before) + 1;
+        in_use * 5 >= u64::from(taken.limit) * 4
+            && self.dials.is_empty()
+            && self.shared.len() < rules.max_shared
+            && self.open < rules.max_per_host
+            && self.shared.iter().all(|s| s.is_settled())
+            && self.spare_after.is_none_or(|after| after <= now)
+    }
+
+    /// A dial begins; it is for the first in line that have none yet.
+    pub(crate) fn dial_started(&mut self, what: D, now: Instant) -> u64 {
+        let id = self.next_dial;
+        self.next_dial += 1;
+        self.dials.push(DialEntry { id, started: now, what });
+        self.cover(now);
+        id
+    }
+
+    /// Marks the waiters for whom a dial runs.
+    pub(crate) fn cover(&mut self, now: Instant) {
+        let covered = match self.verdict {
+            Some(Version::HTTP_11) => self.dials.len(),
+            _ if self.dials.is_empty() => 0,
+            _ => self.line.len(),
+        };
+        for waiter in self.line.iter_mut().take(covered) {
+            waiter.covered.get_or_insert(now);
+        }
+    }
+
+    /// A dial is over.
+    pub(crate) fn dial_ended(&mut self, id: u64) -> Option<DialEntry<D>> {
+        let at = self.dials.iter().position(|dial| dial.id == id)?;
+        Some(self.dials.remove(at))
+    }
+
+    /// Whom the failure of a dial concerns: with HTTP/1.1 the first in line, else all who wait
+    /// for it, unless they can still be served by a connection that works.
+    pub(crate) fn failed_waiters(&mut self) -> Vec<Waiter<W>> {
+        match self.verdict {
+            // The others have a dial each.
+            Some(Version::HTTP_11) if self.line.len() <= self.dials.len() => Vec::new(),
+            Some(Version::HTTP_11) => self.line.pop().into_iter().collect(),
+            _ if !self.shared.is_empty() || !self.dials.is_empty() => Vec::new(),
+            _ => self.all_waiters(),
+        }
+    }
+
+    /// Everybody leaves the line.
+    pub(crate) fn all_waiters(&mut self) -> Vec<Waiter<W>> {
+        std::iter::from_fn(|| self.line.pop()).collect()
+    }
+
+    /// Nothing is left but what was learned.
+    pub(crate) fn is_unused(&self) -> bool {
+        self.open == 0 && self.dials.is_empty() && self.line.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    // layering: uses this module and http2, which is below.
+    use super::*;
+    use crate::http2::Taken;
+    use std::cell::Cell;
+    use std::rc::Rc;
+    use std::time::Duration;
+
+    #[derive(Clone)]
+    struct Fake(Rc<(Cell<u32>, u32, bool)>);
+
+    impl Fake {
+        fn new(in_use: u32, limit: u32) -> Self {
+            Self(Rc::new((Cell::new(in_use), limit, true)))
+        }
+    }
+
+    impl Multiplexed for Fake {
+        fn try_take(&self) -> Option<Taken> {
+            let before = self.0.0.get();
+            (before < self.0.1).then(|| {
+                self.0.0.set(before + 1);
+                Taken { before, limit: self.0.1 }
+            })
+        }
+        fn in_use(&self) -> u32 {
+            self.0.0.get()
+        }
+        fn is_settled(&self) -> bool {
+            self.0.2
+        }
+    }
+
+    type State = HostState<u32, Fake, u32, ()>;
+    const RULES: Rules = Rules { max_per_host: 10, max_shared: 4 };
+
+    fn state(verdict: Option<Version>, waiters: u32) -> (State, Instant) {
+        let now = Instant::now();
+        let mut state = State::new(verdict, now);
+        for n in 0..waiters {
+            state.enqueue(n, now);
+        }
+        (state, now)
+    }
+
+    #[test]
+    fn unknown_protocol_dials_once_whoever_waits() {
+        let (mut state, now) = state(None, 50);
+        assert_eq!(state.dials_wanted(RULES, now), 1);
+        state.dial_started((), now);
+        assert_eq!(state.dials_wanted(RULES, now), 0);
+        assert!(state.line.iter_mut().all(|w| w.covered == Some(now)));
+    }
+
+    #[test]
+    fn http1_fans_out_up_to_the_limit_and_covers_the_first_in_line() {
+        let (mut state, now) = state(Some(Version::HTTP_11), 50);
+        state.open = 3;
+        assert_eq!(state.dials_wanted(RULES, now), 7);
+        for _ in 0..7 {
+            state.dial_started((), now);
+        }
+        assert_eq!(state.dials_wanted(RULES, now), 0);
+        let covered = state.line.iter_mut().filter(|w| w.covered.is_some()).count();
+        assert_eq!(covered, 7);
+        // The first is served by somebody else's connection: its dial is now for the eighth.
+        state.line.pop();
+        let later = now + Duration::from_millis(1);
+        state.cover(later);
+        assert_eq!(state.line.iter_mut().nth(6).unwrap().covered, Some(later));
+    }
+
+    #[test]
+    fn http2_opens_one_more_connection_at_a_time_up_to_its_maximum() {
+        let (mut state, now) = state(Some(Version::HTTP_2), 5);
+        state.shared = vec![Fake::new(2, 2)];
+        assert_eq!(state.dials_wanted(RULES, now), 1);
+        state.dial_started((), now);
+        assert_eq!(state.dials_wanted(RULES, now), 0);
+        state.dials.clear();
+        state.shared = (0..4).map(|_| Fake::new(2, 2)).collect();
+        assert_eq!(state.dials_wanted(RULES, now), 0);
+    }
+
+    #[test]
+    fn streams_go_to_the_least_loaded_connection() {
+        let (mut state, _) = state(Some(Version::HTTP_2), 0);
+        state.shared = vec![Fake::new(3, 10), Fake::new(1, 10), Fake::new(10, 10)];
+        let (_, taken) = state.take_stream().unwrap();
+        assert_eq!(taken.before, 1);
+        state.shared = vec![Fake::new(2, 2)];
+        assert!(state.take_stream().is_none());
+    }
+
+    #[test]
+    fn spare_connection_is_wanted_at_80_percent_and_not_before_settings() {
+        let (mut state, now) = state(Some(Version::HTTP_2), 0);
+        state.shared = vec![Fake::new(8, 10)];
+        assert!(state.wants_spare(Taken { before: 7, limit: 10 }, RULES, now));
+        assert!(!state.wants_spare(Taken { before: 6, limit: 10 }, RULES, now));
+        state.shared = vec![Fake(Rc::new((Cell::new(8), 10, false)))];
+        assert!(!state.wants_spare(Taken { before: 7, limit: 10 }, RULES, now));
+    }
+
+    #[test]
+    fn failed_dial_concerns_all_who_waited_for_it_or_one_of_http1() {
+        let (mut unknown, _) = state(None, 3);
+        assert_eq!(unknown.failed_waiters().len(), 3);
+        let (mut http1, _) = state(Some(Version::HTTP_11), 3);
+        assert_eq!(http1.failed_waiters().len(), 1);
+        let (mut http2, _) = state(Some(Version::HTTP_2), 3);
+        http2.shared = vec![Fake::new(2, 2)];
+        assert_eq!(http2.failed_waiters().len(), 0);
+    }
+}
