@@ -51,9 +51,9 @@ impl Http2 {
         poll_fn(|cx| self.send.poll_ready(cx)).await.map_err(not_sent)?;
         let (response, stream) = self.send.send_request(request, is_empty).map_err(not_sent)?;
         let mut upload = Upload::start(stream, body.take().unwrap_or_default(), length, sent);
-        let mut cx = Context::from_waker(std::task::Waker::noop());
         if upload.is_at_hand() {
-            // HEADERS and DATA are queued before the task is given a chance: one write.
+            // What fits the window is queued before the task is given a chance: one write.
+            let mut cx = Context::from_waker(std::task::Waker::noop());
             let _ = upload.poll(&mut cx, sent);
         }
         self.open();

@@ -146,6 +146,11 @@ impl Reply {
             is_first: true,
             entry: Some(entry),
         };
+        if has_no_body {
+            // hyper leaves it to the service to send no body over HTTP/2; the length stays.
+            body.chunks.clear();
+            body.trailers = None;
+        }
         if has_no_body || body.is_over() {
             body.finish();
         }
