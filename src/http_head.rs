@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use bytes::{Buf, BytesMut};
+use bytes::BytesMut;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
 use crate::error::escape_peer_text;
@@ -167,7 +167,7 @@ pub(crate) fn check_splits(input: &[u8], split: usize) {
             match parser.parse(&mut buffer, limits) {
                 Ok(None) => {}
                 Ok(Some(head)) => {
-                    let left = buffer.remaining() + (input.len() - from);
+                    let left = buffer.len() + (input.len() - from);
                     return Ok(Some((head.status, head.headers, left)));
                 }
                 Err(HeadError::TooLarge(what, _)) => return Err(Some(what)),

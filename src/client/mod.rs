@@ -15,6 +15,7 @@ mod response;
 mod response_body;
 mod retry;
 mod send;
+mod upgraded;
 
 pub use builder::ClientBuilder;
 pub use connection_pool::{ConnectionPool, ConnectionPoolBuilder};
@@ -22,4 +23,5 @@ pub use options::{RequestOptions, RetryPolicy, Timeouts};
 pub use provider_client::Client;
 pub use request::RequestBuilder;
 pub use response::Response;
-pub use response_body::{ResponseBody, TimingHandle, Upgraded};
+pub use response_body::{ResponseBody, TimingHandle};
+pub use upgraded::Upgraded;

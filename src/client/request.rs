@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::header::{AUTHORIZATION, CONTENT_TYPE};
+use http::header::AUTHORIZATION;
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 
 use crate::body::Body;
@@ -113,7 +113,7 @@ impl RequestBuilder {
             Ok(json) => {
                 self.body = Body::from(json);
                 self.headers
-                    .entry(CONTENT_TYPE)
+                    .entry(http::header::CONTENT_TYPE)
                     .or_insert(HeaderValue::from_static("application/json"));
             }
             Err(e) => {

@@ -5,7 +5,6 @@ use std::future::poll_fn;
 use std::pin::Pin;
 
 use bytes::{Bytes, BytesMut};
-use http::header::CONTENT_ENCODING;
 use http::{HeaderMap, StatusCode, Version};
 use http_body::Body as _;
 
@@ -15,7 +14,8 @@ use crate::io::PeerAddr;
 use crate::metrics::StepMetrics;
 use crate::timing::{ConnectionUse, RequestTiming};
 
-use super::response_body::{ResponseBody, TimingHandle, Upgraded};
+use super::response_body::{ResponseBody, TimingHandle};
+use super::upgraded::Upgraded;
 
 /// A response whose head has arrived. Its body is read as it is asked for.
 pub struct Response {
@@ -199,7 +199,7 @@ impl Response {
                 .with_origin(self.body.connection().origin())
                 .with_replay(ReplaySafety::Processed)
         };
-        if let Some(encoding) = self.parts.headers.get(CONTENT_ENCODING) {
+        if let Some(encoding) = self.parts.headers.get(http::header::CONTENT_ENCODING) {
             if encoding != "identity" {
                 let name = crate::error::escape_peer_text(encoding.as_bytes());
                 return Err(decode(format!(

@@ -2,7 +2,6 @@
 
 use std::fmt;
 use std::future::Future;
-use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
@@ -10,17 +9,18 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
 
-use crate::connection::{ConnectionInfo, Stream};
+use crate::connection::ConnectionInfo;
 use crate::error::{Error, ErrorKind, ReplaySafety};
 use crate::event::{RequestEvent, RequestRecorder};
 use crate::http2::RecvBody;
 use crate::metrics::StepMetrics;
-use crate::pool::{H1Lease, H2Lease, UpgradedLease};
+use crate::pool::{H1Lease, H2Lease};
 use crate::sync::lock;
 use crate::timing::{ConnectionUse, Phase, RequestTiming, millis};
+
+use super::upgraded::Upgraded;
 
 /// Read on dropping, if it is there already: a short body that nobody wanted should not cost the
 /// connection.
@@ -184,7 +184,7 @@ impl ResponseBody {
             Source::Tunnel(lease) => {
                 self.call.end();
                 let (stream, left_over, lease) = lease.into_upgraded();
-                Some(Upgraded { stream, left_over, _lease: lease })
+                Some(Upgraded::new(stream, left_over, lease))
             }
             source => {
                 self.source = source;
@@ -303,46 +303,5 @@ impl TimingHandle {
     /// moment when the handle was made.
     pub fn get(&self) -> RequestTiming {
         *lock(&self.0)
-    }
-}
-
-/// A connection that left HTTP (RFC 9110 §7.8). Reads what came behind the response head first.
-#[derive(Debug)]
-pub struct Upgraded {
-    left_over: Bytes,
-    stream: Stream,
-    _lease: UpgradedLease,
-}
-
-impl AsyncRead for Upgraded {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        if !self.left_over.is_empty() {
-            let n = self.left_over.len().min(buf.remaining());
-            buf.put_slice(&self.left_over.split_to(n));
-            return Poll::Ready(Ok(()));
-        }
-        Pin::new(&mut self.stream).poll_read(cx, buf)
-    }
-}
-
-impl AsyncWrite for Upgraded {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }

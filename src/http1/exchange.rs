@@ -36,8 +36,6 @@ pub(crate) struct ResponseHead {
     pub(crate) status: StatusCode,
     pub(crate) version: Version,
     pub(crate) headers: HeaderMap,
-    /// No body follows.
-    pub(crate) is_end: bool,
     /// The connection now speaks another protocol.
     pub(crate) is_tunnel: bool,
 }
@@ -196,7 +194,6 @@ impl<S: Carrier> Http1<S> {
             status: head.status,
             version: if head.is_http10 { Version::HTTP_10 } else { Version::HTTP_11 },
             headers: head.headers,
-            is_end: framing.body == BodyFraming::Empty,
             is_tunnel: framing.body == BodyFraming::Tunnel,
         })
     }

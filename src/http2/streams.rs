@@ -125,10 +125,6 @@ impl StreamSlots {
         count(self.word.load(Ordering::SeqCst))
     }
 
-    pub(crate) fn limit(&self) -> u32 {
-        limit(self.word.load(Ordering::SeqCst))
-    }
-
     pub(crate) fn is_retired(&self) -> bool {
         self.word.load(Ordering::SeqCst) & RETIRED != 0
     }

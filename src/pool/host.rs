@@ -502,6 +502,9 @@ impl Host {
             let why = driver.run(&watch).await;
             watch.ended(why);
         });
+        if let Some(retire) = retire_at {
+            self.janitor.due_at(retire);
+        }
         if grants.is_empty() {
             conn.handle.open();
             self.went_idle(&conn);
@@ -742,6 +745,7 @@ impl Home for Host {
         }
         conn.http1.release_buffers();
         let expires = deadline(at, self.shared.limits.keepalive_expiry);
+        let expires = conn.retire_at.map_or(expires, |retire| retire.min(expires));
         let wake = conn.wake.clone();
         let mut evicted = None;
         let mut grant = None;

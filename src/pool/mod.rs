@@ -30,7 +30,6 @@ mod state;
 mod warm;
 
 pub(crate) use acquire::{Acquire, WaitLimits, acquire};
-pub(crate) use key::Key;
 pub(crate) use lease::{H1Lease, H2Lease, Lease, UpgradedLease};
 pub use limits::Limits;
 pub(crate) use registry::{Pool, PoolConfig};

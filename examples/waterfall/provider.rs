@@ -1,0 +1,123 @@
+//! The provider inside the process: a name server and an HTTPS server on loopback. They hold their
+//! answers back for a while, as a network and a model would, and say so.
+//!
+//! They run on threads of their own, so that the measured side does not wait for them more than it
+//! must.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use firstbyte::tls::TlsOptions;
+
+use crate::Trouble;
+use crate::support::dns::{DnsServer, Family};
+use crate::support::pki::Pki;
+use crate::support::server::{Counts, Reply, Server};
+
+/// How long each DNS answer is held back.
+pub(crate) const DNS_DELAY: Duration = Duration::from_millis(12);
+/// How long each response is held back.
+pub(crate) const RESPONSE_DELAY: Duration = Duration::from_millis(25);
+/// The provider's name.
+pub(crate) const HOST: &str = "api.waterfall.test";
+/// The path to ask for.
+pub(crate) const PATH: &str = "/v1/models";
+
+const BODY: &str = r#"{"object":"list","data":[{"id":"loopback-1","object":"model"}]}"#;
+
+/// The running servers.
+pub(crate) struct Provider {
+    dns: DnsServer,
+    server: Server,
+    pki: Pki,
+    runtime: Option<tokio::runtime::Runtime>,
+}
+
+impl Provider {
+    /// Starts both on free ports of 127.0.0.1.
+    ///
+    /// # Errors
+    /// No threads for it.
+    pub(crate) async fn start() -> Result<Self, Trouble> {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .thread_name("provider")
+            .enable_all()
+            .build()
+            .map_err(|e| Trouble::Failed(format!("no runtime for the provider: {e}")))?;
+        let started = runtime.spawn(async {
+            let pki = Pki::new();
+            let server = Server::builder()
+                .tls(&pki, &[HOST])
+                .handler(|_request| {
+                    let reply = Reply::ok().header("content-type", "application/json");
+                    reply.body(BODY).delay(RESPONSE_DELAY)
+                })
+                .start()
+                .await;
+            let dns = DnsServer::start().await;
+            dns.v4(HOST, &["127.0.0.1"]);
+            dns.delay(HOST, Family::V4, DNS_DELAY);
+            dns.delay(HOST, Family::V6, DNS_DELAY);
+            (pki, server, dns)
+        });
+        let started = started.await;
+        let (pki, server, dns) =
+            started.map_err(|e| Trouble::Failed(format!("the provider did not start: {e}")))?;
+        Ok(Self { dns, server, pki, runtime: Some(runtime) })
+    }
+
+    /// `https://api.waterfall.test:PORT` and the path.
+    pub(crate) fn url(&self, path: &str) -> String {
+        self.server.url(path)
+    }
+
+    /// Where the name server listens.
+    pub(crate) fn dns_addr(&self) -> SocketAddr {
+        self.dns.addr()
+    }
+
+    /// Trusts the provider's authority and nobody else.
+    pub(crate) fn tls(&self) -> TlsOptions {
+        TlsOptions::new().builtin_roots(false).add_root(self.pki.ca_der())
+    }
+
+    /// What the server saw.
+    pub(crate) fn counts(&self) -> Counts {
+        self.server.counts()
+    }
+
+    /// Questions the name server saw.
+    pub(crate) fn dns_queries(&self) -> usize {
+        self.dns.total_queries()
+    }
+}
+
+impl Drop for Provider {
+    fn drop(&mut self) {
+        // A runtime must not be waited for inside another one.
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// Runs only the provider until interrupted, and says how to reach it.
+///
+/// # Errors
+/// The certificate could not be written.
+pub(crate) async fn serve(ca: &Path) -> Result<(), Trouble> {
+    let provider = Provider::start().await?;
+    std::fs::write(ca, provider.pki.ca_pem())
+        .map_err(|e| Trouble::Failed(format!("{}: {e}", ca.display())))?;
+    println!(
+        "{} --dns {} --ca {}",
+        provider.url(PATH),
+        provider.dns_addr(),
+        ca.display()
+    );
+    tokio::signal::ctrl_c()
+        .await
+        .map_err(|e| Trouble::Failed(format!("no signals: {e}")))
+}

@@ -1,0 +1,110 @@
+//! What comes after the pictures: how the kinds compare, and the pool's statistics. Pure.
+
+use std::time::Duration;
+
+use firstbyte::{ConnectionPoolStats, Phase};
+
+use crate::bars::{Scale, glyph};
+use crate::line::{Line, Tone, View, flow};
+use crate::record::Record;
+use crate::render::{Kind, median, ms};
+
+const LABEL: usize = 22;
+
+/// The median time to the first byte of each kind, with the share of the network overhead.
+pub(crate) fn first_bytes(kinds: &[Kind], view: View) -> Vec<Line> {
+    let first_byte = |record: &Record| record.timing.as_ref()?.first_byte;
+    let rows: Vec<(&str, Duration, Duration)> = kinds
+        .iter()
+        .map(|kind| {
+            let overheads = kind.records.iter().map(Record::network_overhead).collect();
+            let bytes = kind.records.iter().filter_map(first_byte).collect();
+            (kind.title.as_str(), median(overheads), median(bytes))
+        })
+        .collect();
+    let longest = rows.iter().map(|(_, _, byte)| *byte).max().unwrap_or_default();
+    let scale = Scale::new(longest, view.width - LABEL - 12);
+    let mut lines = vec![
+        Line::of(Tone::Bold, " Time to the first byte, median ")
+            .and(Tone::Of(Phase::Tls), glyph(Phase::Tls, view.colour).to_string())
+            .and(Tone::Dim, " network overhead ")
+            .and(Tone::Of(Phase::Wait), glyph(Phase::Wait, view.colour).to_string())
+            .and(Tone::Dim, " the rest"),
+    ];
+    for (title, overhead, byte) in rows {
+        let overhead = overhead.min(byte);
+        let parts = match overhead.is_zero() {
+            true => vec![(Phase::Wait, byte)],
+            false => vec![(Phase::Tls, overhead), (Phase::Wait, byte - overhead)],
+        };
+        let bar = crate::bars::stacked(scale, &parts, view.colour);
+        let line = Line::of(Tone::Plain, format!("   {title}")).pad_to(LABEL).join(bar);
+        lines.push(line.right(view.width, Tone::Bold, format!("{} ms", ms(byte))));
+    }
+    lines.push(Line::new());
+    lines
+}
+
+/// What the pool counted.
+pub(crate) fn statistics(stats: &ConnectionPoolStats, view: View) -> Vec<Line> {
+    let rate = format!("{:.1} %", stats.connection_reuse_rate);
+    let (total, reused) = (stats.total_requests, stats.connections_reused);
+    let saved = format!("{:.1} ms", stats.network_overhead_reduction_ms);
+    let big = [
+        ("reuse rate", rate, format!("{reused} of {total} requests waited for no connection phase")),
+        ("look-ups saved", stats.dns_lookups_saved.to_string(), "requests that waited for no DNS query".into()),
+        ("handshakes saved", stats.tls_handshakes_saved.to_string(), "https requests on a reused connection".into()),
+        ("overhead saved", saved, "as measured when each reused connection was opened".into()),
+    ];
+    let mut lines = vec![Line::of(Tone::Bold, format!(" The pool after {total} requests"))];
+    for (name, value, about) in big {
+        let line = Line::of(Tone::Plain, format!("   {name}")).pad_to(LABEL);
+        lines.push(line.and(Tone::Good, format!("{value:<11}")).and(Tone::Dim, about));
+    }
+    let counted = |name: &str, n: u64| Line::of(Tone::Plain, format!("{n} {name}"));
+    let opened = vec![
+        counted("opened", stats.connections_created),
+        counted("resumed", stats.resumed),
+        counted("open", stats.open as u64),
+        counted("idle", stats.idle as u64),
+        counted("active", stats.active as u64),
+    ];
+    lines.extend(labelled("connections", opened, view));
+    let closed: Vec<Line> = stats.closed.iter().map(|(why, n)| counted(why.as_str(), *n)).collect();
+    let closed = if closed.is_empty() { vec![Line::of(Tone::Dim, "none")] } else { closed };
+    lines.extend(labelled("closed", closed, view));
+    let rest = vec![
+        counted("joined a dial", stats.joined),
+        counted("retries", stats.retries),
+        counted("limit hits", stats.limit_hits),
+        counted("dials failed", stats.dials_failed),
+        counted("unserved", stats.unserved),
+    ];
+    lines.extend(labelled("beside that", rest, view));
+    lines
+}
+
+/// A label and what belongs to it, as under the statistics.
+pub(crate) fn labelled(label: &str, items: Vec<Line>, view: View) -> Vec<Line> {
+    let label = Line::of(Tone::Plain, format!("   {label}"));
+    flow(label, LABEL, " · ", items, view.width)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn statistics_fit_into_eighty_columns() {
+        let view = View { width: 80, colour: false };
+        let mut stats = ConnectionPoolStats::default();
+        stats.total_requests = 123_456;
+        stats.network_overhead_reduction_ms = 123_456.7;
+        for reason in firstbyte::CloseReason::ALL {
+            stats.closed.insert(*reason, 1234);
+        }
+        for line in statistics(&stats, view) {
+            assert!(line.width() <= 80, "{}", line.paint(false));
+        }
+    }
+}
