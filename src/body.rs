@@ -45,7 +45,9 @@ impl Body {
     {
         Self {
             kind: Kind::Stream {
-                body: Box::pin(BoxedErrors { body: Box::pin(body) }),
+                body: Box::pin(BoxedErrors {
+                    body: Box::pin(body),
+                }),
                 touched: false,
             },
         }
@@ -76,7 +78,12 @@ impl Body {
                 if let Kind::Factory(inner) = body.kind {
                     body = inner();
                 }
-                (body, Some(Self { kind: Kind::Factory(make) }))
+                (
+                    body,
+                    Some(Self {
+                        kind: Kind::Factory(make),
+                    }),
+                )
             }
             Kind::Stream { .. } => (self, None),
         }
@@ -135,7 +142,9 @@ impl fmt::Debug for Body {
 
 impl From<Bytes> for Body {
     fn from(bytes: Bytes) -> Self {
-        Self { kind: Kind::Bytes(bytes) }
+        Self {
+            kind: Kind::Bytes(bytes),
+        }
     }
 }
 

@@ -192,7 +192,10 @@ impl Error {
         self
     }
 
-    pub(crate) fn with_source(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+    pub(crate) fn with_source(
+        mut self,
+        source: impl Into<Box<dyn StdError + Send + Sync>>,
+    ) -> Self {
         let source: Box<dyn StdError + Send + Sync> = source.into();
         self.change().timed_out |= source
             .downcast_ref::<std::io::Error>()

@@ -46,7 +46,10 @@ impl DialRecorder {
 
     pub(crate) fn emit(&self, event: DialEvent) {
         let at = now();
-        let open = Some(Span { start: at, end: None });
+        let open = Some(Span {
+            start: at,
+            end: None,
+        });
         let close = |span: &mut Option<Span>| {
             if let Some(span) = span {
                 span.end.get_or_insert(at);
@@ -92,7 +95,12 @@ impl DialRecorder {
                 trace.ready = Some(at);
             }
             DialEvent::Failed => {
-                for span in [&mut trace.dns, &mut trace.tcp, &mut trace.tls, &mut trace.protocol] {
+                for span in [
+                    &mut trace.dns,
+                    &mut trace.tcp,
+                    &mut trace.tls,
+                    &mut trace.protocol,
+                ] {
                     close(span);
                 }
             }
@@ -270,7 +278,11 @@ impl RequestRecorder {
         if let (Some(from), None) = (timing.attempt_start, timing.acquired) {
             // Still without a connection: what was waited for so far.
             let mut waits = self.waits.clone();
-            waits.extend(self.waiting.map(|(why, enter)| Waited { why, enter, leave: at }));
+            waits.extend(self.waiting.map(|(why, enter)| Waited {
+                why,
+                enter,
+                leave: at,
+            }));
             let dial = self.dial.as_ref().map(|d| d.trace());
             timing.share = Share::partition(from, at, dial.as_ref(), &waits);
         }

@@ -58,18 +58,33 @@ mod tests {
     /// Every target with the bytes that its format is made of.
     const TARGETS: [(&str, Target, &[u8]); 4] = [
         ("h1_head", h1_head, b"HTTP/1.10 2\r\n\t:aZ-\0;=\x80"),
-        ("h1_chunked", h1_chunked, b"0123456789abcdefF\r\n;=\": \tx\0"),
-        ("h2_tap", h2_tap, &[0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0x80, 0xff]),
+        (
+            "h1_chunked",
+            h1_chunked,
+            b"0123456789abcdefF\r\n;=\": \tx\0",
+        ),
+        (
+            "h2_tap",
+            h2_tap,
+            &[0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0x80, 0xff],
+        ),
         ("origin", origin, b"htps:/@[].%?#\\0127xfn-_ABZ\xc3\xbc\t"),
     ];
     const MIN_SEEDS: usize = 8;
 
     fn seeds(target: &str) -> Vec<Vec<u8>> {
-        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds").join(target);
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("fuzz/seeds")
+            .join(target);
         let entries = fs::read_dir(&dir).unwrap_or_else(|e| panic!("{}: {e}", dir.display()));
-        let mut paths: Vec<_> = entries.map(|entry| entry.expect("readable").path()).collect();
+        let mut paths: Vec<_> = entries
+            .map(|entry| entry.expect("readable").path())
+            .collect();
         paths.sort();
-        paths.iter().map(|path| fs::read(path).expect("readable")).collect()
+        paths
+            .iter()
+            .map(|path| fs::read(path).expect("readable"))
+            .collect()
     }
 
     #[test]
@@ -148,17 +163,22 @@ mod tests {
 
     fn drive(name: &str) {
         let (_, target, alphabet) = TARGETS.into_iter().find(|t| t.0 == name).expect("a target");
-        let mutated = (select(seeds(name)), vec(edit(alphabet), 1..12)).prop_map(|(mut seed, edits)| {
-            apply(&edits, &mut seed);
-            seed
-        });
+        let mutated =
+            (select(seeds(name)), vec(edit(alphabet), 1..12)).prop_map(|(mut seed, edits)| {
+                apply(&edits, &mut seed);
+                seed
+            });
         let input = prop_oneof![
             vec(any::<u8>(), 0..600),
             vec(select(alphabet), 0..200),
             mutated,
         ];
         // No file of regressions: a failure becomes a seed.
-        let config = ProptestConfig { cases: 1024, failure_persistence: None, ..Default::default() };
+        let config = ProptestConfig {
+            cases: 1024,
+            failure_persistence: None,
+            ..Default::default()
+        };
         proptest!(config, |(bytes in input)| target(&bytes));
     }
 

@@ -20,7 +20,10 @@ pub(crate) struct HeadLimits {
 impl Default for HeadLimits {
     /// 64 KiB and 128 headers: beyond what any known API sends, small beside a response body.
     fn default() -> Self {
-        Self { bytes: 64 * 1024, headers: 128 }
+        Self {
+            bytes: 64 * 1024,
+            headers: 128,
+        }
     }
 }
 
@@ -156,7 +159,10 @@ fn parse_whole(buffer: &mut BytesMut, len: usize, limits: HeadLimits) -> Result<
 /// and exactly the head is consumed.
 #[cfg(any(test, fuzzing))]
 pub(crate) fn check_splits(input: &[u8], split: usize) {
-    let limits = HeadLimits { bytes: 4096, headers: 32 };
+    let limits = HeadLimits {
+        bytes: 4096,
+        headers: 32,
+    };
     let run = |cuts: &[usize]| {
         let mut parser = HeadParser::default();
         let mut buffer = BytesMut::new();
@@ -205,7 +211,10 @@ mod tests {
         }
         let mut buffer = BytesMut::from(&text[..]);
         let mut parser = HeadParser::default();
-        let head = parser.parse(&mut buffer, HeadLimits::default()).unwrap().unwrap();
+        let head = parser
+            .parse(&mut buffer, HeadLimits::default())
+            .unwrap()
+            .unwrap();
         assert_eq!(head.status, 200);
         assert_eq!(head.headers["x-a"], "b");
         assert_eq!(&buffer[..], b"hello");
@@ -214,7 +223,10 @@ mod tests {
     #[test]
     fn another_protocol_is_named_at_its_first_byte() {
         for text in ["\x16\x03\x01", "HTTP/2.0 200\r\n", "SSH-2.0", "ICY 200 OK"] {
-            assert!(matches!(parse(text), Err(HeadError::NotHttp(_))), "{text:?}");
+            assert!(
+                matches!(parse(text), Err(HeadError::NotHttp(_))),
+                "{text:?}"
+            );
         }
         assert!(matches!(parse("HTTP/1"), Ok(None)));
     }
@@ -222,11 +234,20 @@ mod tests {
     #[test]
     fn limits_hold() {
         let long = format!("HTTP/1.1 200 OK\r\nx: {}\r\n\r\n", "y".repeat(70_000));
-        assert_eq!(parse(&long).unwrap_err(), HeadError::TooLarge("bytes", 65_536));
+        assert_eq!(
+            parse(&long).unwrap_err(),
+            HeadError::TooLarge("bytes", 65_536)
+        );
         let endless = format!("HTTP/1.1 200 OK\r\nx: {}", "y".repeat(70_000));
-        assert_eq!(parse(&endless).unwrap_err(), HeadError::TooLarge("bytes", 65_536));
+        assert_eq!(
+            parse(&endless).unwrap_err(),
+            HeadError::TooLarge("bytes", 65_536)
+        );
         let many = format!("HTTP/1.1 200 OK\r\n{}\r\n", "a: b\r\n".repeat(129));
-        assert_eq!(parse(&many).unwrap_err(), HeadError::TooLarge("headers", 128));
+        assert_eq!(
+            parse(&many).unwrap_err(),
+            HeadError::TooLarge("headers", 128)
+        );
     }
 
     #[test]
@@ -240,7 +261,10 @@ mod tests {
             "HTTP/1.1 200 OK\r\na: b\r\n folded\r\n\r\n",
             "HTTP/1.1 000 OK\r\n\r\n",
         ] {
-            assert!(matches!(parse(text), Err(HeadError::Malformed(_))), "{text:?}");
+            assert!(
+                matches!(parse(text), Err(HeadError::Malformed(_))),
+                "{text:?}"
+            );
         }
     }
 }

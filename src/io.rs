@@ -120,7 +120,10 @@ pub struct DialTarget {
 impl DialTarget {
     /// The target `addr` of `host`.
     pub fn new(addr: SocketAddr, host: impl Into<Arc<str>>) -> Self {
-        Self { addr, host: host.into() }
+        Self {
+            addr,
+            host: host.into(),
+        }
     }
 }
 
@@ -316,11 +319,12 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Wire<T> {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        if this.cork == Cork::UntilRead && !this.out.is_empty() {
-            if let Poll::Ready(Err(error)) = this.poll_drain(cx) {
-                this.out.clear();
-                this.write_error = Some(error);
-            }
+        if this.cork == Cork::UntilRead
+            && !this.out.is_empty()
+            && let Poll::Ready(Err(error)) = this.poll_drain(cx)
+        {
+            this.out.clear();
+            this.write_error = Some(error);
         }
         if this.start == this.end {
             if buf.remaining() >= READ_BUFFER {
@@ -446,7 +450,13 @@ mod tests {
 
     fn wire() -> (Wire<Counting>, tokio::io::DuplexStream) {
         let (io, peer) = tokio::io::duplex(1 << 20);
-        (Wire::new(Counting { io, writes: Vec::new() }), peer)
+        (
+            Wire::new(Counting {
+                io,
+                writes: Vec::new(),
+            }),
+            peer,
+        )
     }
 
     #[tokio::test]

@@ -1,4 +1,99 @@
-//! firstbyte
+//! An HTTP client connection pool over raw sockets: it gets you to the first byte sooner, and shows
+//! where the time went.
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), firstbyte::Error> {
+//! use firstbyte::ConnectionPool;
+//!
+//! let pool = ConnectionPool::new();
+//! let deepseek = pool
+//!     .client("deepseek", "https://api.deepseek.com")
+//!     .bearer_auth("sk-...")
+//!     .build()?;
+//! let mut response = deepseek.get("/models").send().await?;
+//! println!("{} {}", response.status(), response.text().await?);
+//!
+//! let timing = response.timing();
+//! println!("tls {:?}, first byte {:?}", timing.tls(), timing.time_to_first_byte());
+//! println!("{:?}", response.metrics());
+//! # Ok(()) }
+//! ```
+//!
+//! # The journey
+//!
+//! ```text
+//!  http::Request
+//!    |  client      origin, deadlines, headers of the provider, replay verdict
+//!    v
+//!  pool  --hit-->  lease on an idle (h1) or shared (h2) connection -----------------.
+//!    |  miss: wait in line (queue) or dial                                           |
+//!    v                                                                               v
+//!  connection:  dns -> tcp -> tls -> h2 preface or h1 by ALPN --> exchange: send -> wait -> receive
+//!                                                                                    |
+//!  Response + RequestTiming + ConnectionInfo  <-------------------------------------'
+//!    end of body -> lease dropped -> reusable, or closed with a CloseReason -> stats, StepMetrics
+//! ```
+//!
+//! One vocabulary, [`Phase`], is used by timings, timeouts, errors and benches.
+//!
+//! # Timing
+//!
+//! Two records that are never mixed. [`ConnectionTrace`] says what setting up a connection cost,
+//! once; [`RequestTiming`] says what *this* request waited for. The phases of a request add up to
+//! its total to the nanosecond; a phase that did not happen is `None` and not zero. Phases are
+//! stamped where the thing happens: the first byte at the socket read that brought it, not when the
+//! caller's task was polled. [`StepMetrics::network_overhead_ms`] is a sum of phases that were
+//! waited for, never "total minus something", and `connection_reused` is a fact.
+//!
+//! # Connections
+//!
+//! * While the protocol of an origin is unknown, one dial finds it out. HTTP/2 is shared by all who
+//!   wait, HTTP/1.1 fans out; the verdict is remembered.
+//! * Dials belong to the pool. A request that goes away leaves its dial to finish and serve others.
+//! * HTTP/1.1 has no task: the caller's own future writes and reads. HTTP/2 has one task per
+//!   connection, which drives the `h2` crate.
+//! * A connection is shared only by requests whose origin and options are equal in everything that
+//!   shapes a connection, and only on the tokio runtime that opened it. A pool can be a `static` used
+//!   by many runtimes; each dials its own.
+//! * An idle connection on which the peer closes or says something unasked is dropped when that
+//!   happens, not when it is next wanted; right before a request is written it is looked at once
+//!   more.
+//!
+//! # Cancel safety
+//!
+//! Dropping any future of this crate is safe and gives back what it held:
+//!
+//! | dropped | what happens |
+//! |---|---|
+//! | [`RequestBuilder::send`] while waiting | the place in line is left; a dial it started goes on |
+//! | [`RequestBuilder::send`] after sending began | HTTP/1.1: the connection is closed. HTTP/2: the stream is reset, nobody else notices |
+//! | [`Response::chunk`] | nothing is lost, the next call goes on |
+//! | [`Response::bytes`], `text`, `json` | what was read so far is lost |
+//! | [`Response`], [`ResponseBody`] | as for `send` after sending began, unless the rest has already arrived and is short |
+//! | [`ConnectionPool::warm`], [`ConnectionPool::shutdown`] | the waiting ends, the work does not |
+//!
+//! A failed attempt is made again only if that is safe ([`RetryPolicy::Rfc`]); otherwise the error
+//! says what is known ([`Error::replay_safety`]).
+//!
+//! # What it does not do
+//!
+//! Redirects, cookies, caches, decompression (tower-http's layers do these), retries on status codes, a
+//! blocking API, HTTP/1.1 pipelining, server push, sharing connections across origins, key logs by
+//! environment variable. Proxies are not supported yet.
+//!
+//! # Features
+//!
+//! | feature | default | |
+//! |---|---|---|
+//! | `aws-lc-rs` | yes | TLS by aws-lc-rs, with post-quantum key exchange; used if both providers are on |
+//! | `ring` | | TLS by ring |
+//! | `hickory` | yes | DNS on the wire; without it names go through `getaddrinfo` |
+//! | `json` | yes | [`RequestBuilder`]`::json` and [`Response`]`::json` |
+//!
+//! Linux is supported and tested. macOS and Windows compile by `cfg` in [`tcp`] and are untested.
+//!
+//! `tracing`'s `log` feature slows HTTP/2 down considerably, because `h2` logs every frame; leave it
+//! off, or compile with tracing's `release_max_level_off`.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod body;
@@ -27,7 +122,7 @@ pub mod tls;
 pub use body::Body;
 pub use client::{
     Client, ClientBuilder, ConnectionPool, ConnectionPoolBuilder, RequestBuilder, RequestOptions,
-    Response, ResponseBody, RetryPolicy, TimingHandle, Timeouts, Upgraded,
+    Response, ResponseBody, RetryPolicy, Timeouts, TimingHandle, Upgraded,
 };
 pub use close_reason::CloseReason;
 pub use connection::{ConnectionId, ConnectionInfo, IpVersion, Protocols};

@@ -248,9 +248,7 @@ impl ConnectionTrace {
 
     /// The whole cost of setting this connection up: the sum of its phases.
     pub fn setup_cost(&self) -> Duration {
-        self.spans()
-            .filter_map(|(phase, _)| self.get(phase))
-            .sum()
+        self.spans().filter_map(|(phase, _)| self.get(phase)).sum()
     }
 
     /// Whether a name server was asked, by this dial or by one it shared the query with.

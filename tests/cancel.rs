@@ -65,7 +65,10 @@ async fn warm_request_dropped_after_any_poll_frees_its_slot() {
             }
             world.pool.close_idle();
             eventually("all is closed", || world.pool.stats().open == 0).await;
-            world.server.wait(|c| c.connections_open == 0 && c.streams_open == 0).await;
+            world
+                .server
+                .wait(|c| c.connections_open == 0 && c.streams_open == 0)
+                .await;
         }
     })
     .await;
@@ -77,7 +80,13 @@ async fn waiter_dropped_after_any_poll_leaves_the_line() {
         let gate = support::gate::Gate::new();
         let held = gate.clone();
         let world = World::with(
-            |server| server.handler(move |_| support::server::Reply::ok().body("hello").hold(held.clone())),
+            |server| {
+                server.handler(move |_| {
+                    support::server::Reply::ok()
+                        .body("hello")
+                        .hold(held.clone())
+                })
+            },
             |pool| pool.limits(Limits::default().max_connections(1)),
         )
         .await;
@@ -108,15 +117,14 @@ async fn dial_outlives_its_asker_and_is_prewarmed_for_the_next() {
             let world = World::new().await;
             let gate = world.dns.hold("api.test", Family::V4);
             let client = world.client(protocols);
-            let dropped = {
+            {
                 let mut asker = Box::pin(client.get("/").send());
                 let asked = world.dns.wait_queries("api.test", Family::V4, 1);
                 tokio::select! {
                     _ = &mut asker => unreachable!("the name server holds its answer"),
                     () = asked => {}
                 }
-            };
-            let () = dropped;
+            }
             gate.open();
             world.server.wait(|c| c.connections_accepted == 1).await;
             eventually("the dial is over", || world.pool.stats().idle == 1).await;
@@ -125,7 +133,11 @@ async fn dial_outlives_its_asker_and_is_prewarmed_for_the_next() {
             assert_eq!(response.connection_use(), ConnectionUse::Prewarmed);
             assert!(response.metrics().connection_reused);
             let stats = world.pool.stats();
-            assert_eq!((stats.connections_created, stats.unserved), (1, 1), "{protocols:?}");
+            assert_eq!(
+                (stats.connections_created, stats.unserved),
+                (1, 1),
+                "{protocols:?}"
+            );
         }
     })
     .await;
@@ -147,7 +159,9 @@ async fn those_who_wait_inherit_the_dial_of_one_who_left_and_its_error() {
         let rest = async {
             eventually("all wait", || world.pool.stats().waiting == 6).await;
             drop(leader);
-            world.dns.reply("api.test", Family::V4, support::dns::Reply::NxDomain);
+            world
+                .dns
+                .reply("api.test", Family::V4, support::dns::Reply::NxDomain);
             gate.open();
         };
         let (results, ()) = tokio::join!(followers, rest);

@@ -23,7 +23,11 @@ async fn warm_opens_connections_and_sends_no_request() {
         }
         let http2 = world.client(Protocols::Http2);
         let report = http2.warm(3).await.unwrap();
-        assert_eq!((report.ready(), report.opened()), (1, 1), "one connection carries them all");
+        assert_eq!(
+            (report.ready(), report.opened()),
+            (1, 1),
+            "one connection carries them all"
+        );
         let counts = world.server.counts();
         assert_eq!((counts.connections_accepted, counts.requests), (4, 0));
         assert_eq!(world.pool.stats().total_requests, 0);
@@ -44,11 +48,19 @@ async fn warm_opens_connections_and_sends_no_request() {
 async fn warm_finds_the_protocol_out_and_reports_what_failed() {
     in_time(async {
         let world = World::with(|server| server.alpn(&["http/1.1"]), |pool| pool).await;
-        let report = world.pool.warm(world.server.url("/").as_str(), 4).await.unwrap();
+        let report = world
+            .pool
+            .warm(world.server.url("/").as_str(), 4)
+            .await
+            .unwrap();
         assert_eq!((report.ready(), report.opened()), (4, 4));
         world.server.stop();
         world.pool.close_idle();
-        let report = world.pool.warm(world.server.url("/").as_str(), 2).await.unwrap();
+        let report = world
+            .pool
+            .warm(world.server.url("/").as_str(), 2)
+            .await
+            .unwrap();
         assert_eq!(report.ready(), 0);
         assert!(report.error.unwrap().is_connect());
     })
@@ -75,10 +87,7 @@ async fn shutdown_lets_running_requests_finish_and_refuses_new_ones() {
                 world.server.wait(|c| c.requests == 1).await;
                 let shutdown = world.pool.shutdown(Duration::from_secs(10));
                 let others = async {
-                    eventually("the pool refuses", || {
-                        world.pool.stats().idle == 0
-                    })
-                    .await;
+                    eventually("the pool refuses", || world.pool.stats().idle == 0).await;
                     let error = client.get("/").send().await.unwrap_err();
                     assert_eq!(error.kind(), ErrorKind::PoolClosed);
                     gate.open();
@@ -88,7 +97,11 @@ async fn shutdown_lets_running_requests_finish_and_refuses_new_ones() {
             };
             let (text, ()) = tokio::join!(running, stopping);
             assert_eq!(text, "late");
-            assert_eq!(world.pool.shutdown(Duration::ZERO).await, 0, "twice is no harm");
+            assert_eq!(
+                world.pool.shutdown(Duration::ZERO).await,
+                0,
+                "twice is no harm"
+            );
             world.server.wait(|c| c.connections_open == 0).await;
         }
     })
@@ -129,9 +142,18 @@ async fn shutdown_at_its_deadline_ends_http2_requests_and_tells_who_waits() {
 #[tokio::test]
 async fn dropping_the_last_handle_closes_idle_connections() {
     in_time(async {
-        let World { server, pool, dns: _dns, .. } = World::new().await;
+        let World {
+            server,
+            pool,
+            dns: _dns,
+            ..
+        } = World::new().await;
         for protocols in BOTH {
-            let client = pool.client_builder(server.url("/")).protocols(protocols).build().unwrap();
+            let client = pool
+                .client_builder(server.url("/"))
+                .protocols(protocols)
+                .build()
+                .unwrap();
             client.get("/").send().await.unwrap().bytes().await.unwrap();
         }
         let mut response = {
@@ -139,7 +161,11 @@ async fn dropping_the_last_handle_closes_idle_connections() {
             client.get("/stream/20").send().await.unwrap()
         };
         drop(pool);
-        assert_eq!(response.bytes().await.unwrap().len(), 400, "what runs may finish");
+        assert_eq!(
+            response.bytes().await.unwrap().len(),
+            400,
+            "what runs may finish"
+        );
         drop(response);
         server.wait(|c| c.connections_open == 0).await;
     })
@@ -173,9 +199,19 @@ fn pool_used_from_many_runtimes_dials_on_each_and_never_hangs() {
         }
         drop(guest);
         let stats = world.pool.stats();
-        assert_eq!((stats.open, stats.idle, stats.waiting), (0, 0, 0), "round {round}");
+        assert_eq!(
+            (stats.open, stats.idle, stats.waiting),
+            (0, 0, 0),
+            "round {round}"
+        );
     }
-    assert!(world.pool.stats().closed.contains_key(&CloseReason::RuntimeGone));
+    assert!(
+        world
+            .pool
+            .stats()
+            .closed
+            .contains_key(&CloseReason::RuntimeGone)
+    );
     assert_eq!(world.server.counts().connections_accepted, 6);
 }
 
@@ -209,7 +245,10 @@ async fn connections_and_the_pool_itself_can_be_looked_at() {
         assert_eq!(connections[0].id(), response.connection().id());
         assert_eq!(connections[0].requests(), 1);
         let printed = format!("{:?}", world.pool);
-        assert!(printed.contains("1 of 100 open, 1 idle") && printed.contains("1 idle h1"), "{printed}");
+        assert!(
+            printed.contains("1 of 100 open, 1 idle") && printed.contains("1 idle h1"),
+            "{printed}"
+        );
         let plain = ConnectionPool::new();
         assert_eq!(format!("{plain:?}").lines().count(), 1);
     })

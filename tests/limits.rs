@@ -73,8 +73,12 @@ async fn waiters_are_served_in_the_order_in_which_they_came() {
         let client = world.client(Protocols::Http1);
         let requests = (0..20).map(|n| client.get(format!("/status/2{n:02}")).send());
         join_all(requests).await;
-        let order: Vec<String> =
-            world.server.seen().iter().map(|s| s.uri.path().to_owned()).collect();
+        let order: Vec<String> = world
+            .server
+            .seen()
+            .iter()
+            .map(|s| s.uri.path().to_owned())
+            .collect();
         let expected: Vec<String> = (0..20).map(|n| format!("/status/2{n:02}")).collect();
         assert_eq!(order, expected);
     })
@@ -103,7 +107,10 @@ async fn waiting_for_a_limit_has_its_own_timeout_and_is_shown_apart() {
             };
             let (waited, refused) = tokio::join!(waiting, refused);
             let waited = waited.unwrap_err();
-            assert_eq!((waited.kind(), waited.phase()), (ErrorKind::Timeout, Some(Phase::Queue)));
+            assert_eq!(
+                (waited.kind(), waited.phase()),
+                (ErrorKind::Timeout, Some(Phase::Queue))
+            );
             let timing = waited.timing().unwrap();
             assert!(timing.queue_limit().unwrap() >= Duration::from_millis(30));
             assert_eq!(timing.network_overhead(), Duration::ZERO);
@@ -156,10 +163,16 @@ async fn idle_connections_expire_by_a_timer_and_not_by_the_next_request() {
             let client = world.client(protocols);
             client.get("/").send().await.unwrap().bytes().await.unwrap();
         }
-        world.server.wait(|c| c.connections_accepted == 2 && c.connections_open == 0).await;
+        world
+            .server
+            .wait(|c| c.connections_accepted == 2 && c.connections_open == 0)
+            .await;
         eventually("the books follow", || world.pool.stats().open == 0).await;
         let stats = world.pool.stats();
-        assert_eq!((stats.idle, stats.closed[&CloseReason::IdleExpired]), (0, 2));
+        assert_eq!(
+            (stats.idle, stats.closed[&CloseReason::IdleExpired]),
+            (0, 2)
+        );
     })
     .await;
 }
@@ -179,7 +192,11 @@ async fn idle_connection_of_another_origin_makes_room() {
                 client.get("/").send().await.unwrap().bytes().await.unwrap();
             }
             let stats = world.pool.stats();
-            assert_eq!((stats.open, stats.connections_created), (1, 3), "{protocols:?}");
+            assert_eq!(
+                (stats.open, stats.connections_created),
+                (1, 3),
+                "{protocols:?}"
+            );
             assert_eq!(stats.closed[&CloseReason::MadeRoom], 2);
         }
     })
@@ -222,7 +239,13 @@ async fn connection_past_its_lifetime_takes_no_new_requests() {
             client.get("/").send().await.unwrap().bytes().await.unwrap();
             world.server.wait(|c| c.connections_open == 0).await;
             client.get("/").send().await.unwrap().bytes().await.unwrap();
-            assert!(world.pool.stats().closed.contains_key(&CloseReason::Lifetime));
+            assert!(
+                world
+                    .pool
+                    .stats()
+                    .closed
+                    .contains_key(&CloseReason::Lifetime)
+            );
         }
     })
     .await;

@@ -30,7 +30,10 @@ const EVERYWHERE: &[&str] = &[
 ];
 
 /// Crates that only some public modules (or private ones, by where the item is defined) may name.
-const ONLY_IN: &[(&str, &[&str])] = &[("tokio", &["io", "upgraded"]), ("rustls", &["tls", "danger"])];
+const ONLY_IN: &[(&str, &[&str])] = &[
+    ("tokio", &["io", "upgraded"]),
+    ("rustls", &["tls", "danger"]),
+];
 
 /// Why a signature of the item may not name `krate`, if so.
 fn refusal(krate: &str, line: &Line) -> Option<String> {

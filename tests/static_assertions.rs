@@ -73,8 +73,15 @@ fn every_future_is_send() {
 
 #[test]
 fn pools_and_clients_are_built_and_dropped_without_a_runtime() {
-    let pool = ConnectionPool::builder().limits(Limits::gateway()).build().unwrap();
-    let client = pool.client("test", "https://api.test/v1").bearer_auth("key").build().unwrap();
+    let pool = ConnectionPool::builder()
+        .limits(Limits::gateway())
+        .build()
+        .unwrap();
+    let client = pool
+        .client("test", "https://api.test/v1")
+        .bearer_auth("key")
+        .build()
+        .unwrap();
     assert!(pool.get_client("test").is_some());
     assert!(pool.remove_client("test").is_some() && pool.get_client("test").is_none());
     drop(pool);

@@ -17,7 +17,12 @@ async fn mix(world: &World, protocols: Protocols) {
             response.unwrap().bytes().await.unwrap();
         }
         for n in 0..20 {
-            let mut response = client.post("/echo").body(format!("body {n}")).send().await.unwrap();
+            let mut response = client
+                .post("/echo")
+                .body(format!("body {n}"))
+                .send()
+                .await
+                .unwrap();
             response.bytes().await.unwrap();
         }
         for _ in 0..5 {
@@ -76,9 +81,15 @@ async fn statistics_equal_what_a_counting_server_saw() {
             .wait(|c| c.connections_accepted == c.tls_full + c.tls_resumed)
             .await;
         let stats = world.pool.stats();
-        assert_eq!(stats.connections_created as usize, counts.connections_accepted);
+        assert_eq!(
+            stats.connections_created as usize,
+            counts.connections_accepted
+        );
         assert_eq!(stats.resumed as usize, counts.tls_resumed);
-        assert_eq!((stats.total_requests + stats.retries) as usize, counts.requests);
+        assert_eq!(
+            (stats.total_requests + stats.retries) as usize,
+            counts.requests
+        );
         assert_eq!(stats.total_requests, 2 * 5 * (20 + 20 + 5 + 5 + 5));
         // Whoever did not reuse a connection waited for a dial, and each dial was somebody's.
         let waited = stats.total_requests - stats.connections_reused;
@@ -94,7 +105,12 @@ async fn statistics_equal_what_a_counting_server_saw() {
         let stats = world.pool.stats();
         let closed: u64 = stats.closed.values().sum();
         assert_eq!(closed, stats.connections_created, "{:?}", stats.closed);
-        assert_eq!(stats.closed[&CloseReason::PeerAskedToClose], 25, "{:?}", stats.closed);
+        assert_eq!(
+            stats.closed[&CloseReason::PeerAskedToClose],
+            25,
+            "{:?}",
+            stats.closed
+        );
         world.server.wait(|c| c.connections_open == 0).await;
     })
     .await;
@@ -114,7 +130,10 @@ async fn overhead_saved_is_what_the_very_connection_had_cost() {
         let saved = cost.unwrap().as_secs_f64() * 1e3 * 3.0;
         let stats = world.pool.stats();
         assert!((stats.network_overhead_reduction_ms - saved).abs() < 1e-6);
-        assert_eq!((stats.dns_lookups_saved, stats.tls_handshakes_saved), (3, 3));
+        assert_eq!(
+            (stats.dns_lookups_saved, stats.tls_handshakes_saved),
+            (3, 3)
+        );
         assert_eq!(client.stats().total_requests, 4);
         assert_eq!(client.stats().connections_created, 0);
     })

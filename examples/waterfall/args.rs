@@ -197,8 +197,7 @@ impl Given {
                 let seconds: f64 = number(parser, "--timeout")?;
                 let timeout = Duration::try_from_secs_f64(seconds).ok();
                 let timeout = timeout.filter(|timeout| !timeout.is_zero());
-                self.timeout =
-                    Some(timeout.ok_or("--timeout: needs a number of seconds above 0")?);
+                self.timeout = Some(timeout.ok_or("--timeout: needs a number of seconds above 0")?);
                 Ok("--timeout")
             }
             "resolve" => {
@@ -262,11 +261,15 @@ impl Given {
 }
 
 fn value(parser: &mut lexopt::Parser, option: &str) -> Result<OsString, String> {
-    parser.value().map_err(|_| format!("{option} needs a value"))
+    parser
+        .value()
+        .map_err(|_| format!("{option} needs a value"))
 }
 
 fn text(value: OsString, what: &str) -> Result<String, String> {
-    value.into_string().map_err(|_| format!("{what} is no UTF-8"))
+    value
+        .into_string()
+        .map_err(|_| format!("{what} is no UTF-8"))
 }
 
 fn string(parser: &mut lexopt::Parser, option: &str) -> Result<String, String> {
@@ -275,7 +278,8 @@ fn string(parser: &mut lexopt::Parser, option: &str) -> Result<String, String> {
 
 fn number<T: std::str::FromStr>(parser: &mut lexopt::Parser, option: &str) -> Result<T, String> {
     let text = string(parser, option)?;
-    text.parse().map_err(|_| format!("{option}: `{text}` is no number that fits"))
+    text.parse()
+        .map_err(|_| format!("{option}: `{text}` is no number that fits"))
 }
 
 fn at_least_one(parser: &mut lexopt::Parser, option: &str) -> Result<usize, String> {
@@ -300,7 +304,9 @@ fn resolve(text: &str) -> Result<(String, IpAddr), String> {
         .filter(|(host, _)| !host.is_empty())
         .ok_or_else(|| format!("--resolve: expected HOST=ADDR, not `{text}`"))?;
     let bare = addr.trim_start_matches('[').trim_end_matches(']');
-    let addr = bare.parse().map_err(|_| format!("--resolve: `{addr}` is no IP address"))?;
+    let addr = bare
+        .parse()
+        .map_err(|_| format!("--resolve: `{addr}` is no IP address"))?;
     Ok((host.to_owned(), addr))
 }
 
@@ -354,6 +360,9 @@ mod tests {
             };
             assert_eq!(live.method, expected);
         }
-        assert!(matches!(parsed(&["--json"]), Ok(Command::Demo { json: true })));
+        assert!(matches!(
+            parsed(&["--json"]),
+            Ok(Command::Demo { json: true })
+        ));
     }
 }

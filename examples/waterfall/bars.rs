@@ -22,7 +22,10 @@ pub(crate) struct Scale {
 impl Scale {
     /// `longest` fills all cells.
     pub(crate) fn new(longest: Duration, cells: usize) -> Self {
-        Self { longest: longest.max(Duration::from_micros(1)), cells }
+        Self {
+            longest: longest.max(Duration::from_micros(1)),
+            cells,
+        }
     }
 
     pub(crate) fn cells(self) -> usize {
@@ -54,14 +57,20 @@ impl Scale {
         let is_thin: Vec<bool> = ideal.iter().map(|cells| *cells < 0.5).collect();
         let whole: f64 = ideal.iter().sum();
         let target = (whole.round() as usize).clamp(times.len().min(self.cells), self.cells);
-        let mut cells: Vec<usize> = ideal.iter().map(|cells| (cells.round() as usize).max(1)).collect();
+        let mut cells: Vec<usize> = ideal
+            .iter()
+            .map(|cells| (cells.round() as usize).max(1))
+            .collect();
         // What the thin marks take too much, or rounding gave too little, the longest bears.
         while cells.iter().sum::<usize>() != target {
             let excess = |i: &usize| cells[*i] as f64 - ideal[*i];
             let by_excess = |a: &usize, b: &usize| excess(a).total_cmp(&excess(b));
             let thick = (0..cells.len()).filter(|i| !is_thin[*i]);
             let changed = if cells.iter().sum::<usize>() > target {
-                thick.filter(|i| cells[*i] > 1).max_by(by_excess).map(|i| (i, cells[i] - 1))
+                thick
+                    .filter(|i| cells[*i] > 1)
+                    .max_by(by_excess)
+                    .map(|i| (i, cells[i] - 1))
             } else {
                 thick.min_by(by_excess).map(|i| (i, cells[i] + 1))
             };
@@ -69,7 +78,9 @@ impl Scale {
             cells[i] = n;
         }
         let thinned = cells.into_iter().zip(is_thin);
-        thinned.map(|(cells, is_thin)| if is_thin { 0 } else { cells }).collect()
+        thinned
+            .map(|(cells, is_thin)| if is_thin { 0 } else { cells })
+            .collect()
     }
 
     /// The axis: a tick and its milliseconds at round numbers.
@@ -95,12 +106,14 @@ impl Scale {
     }
 }
 
-/// 1, 2 or 5 times a power of ten, so that two ticks are at least nine cells apart.
+/// 1, 2 or 5 times a power of ten, so that two ticks are at least seven cells apart.
 fn round_step(longest: f64, cells: usize) -> f64 {
-    let least = longest / cells as f64 * 9.0;
+    let least = longest / cells as f64 * 7.0;
     let power = 10_f64.powf(least.log10().floor());
     let step = [1.0, 2.0, 5.0, 10.0].map(|n| n * power);
-    step.into_iter().find(|step| *step >= least).unwrap_or(power * 10.0)
+    step.into_iter()
+        .find(|step| *step >= least)
+        .unwrap_or(power * 10.0)
 }
 
 /// What a phase is drawn with where phases share a line. Without colour each has a pattern: heavy
@@ -137,18 +150,23 @@ pub(crate) fn stacked(scale: Scale, phases: &[(Phase, Duration)], colour: bool) 
     })
 }
 
-/// One character per value, as high as the value is large: `▁` to `█`, from zero.
-pub(crate) fn spark(values: &[Duration], columns: usize) -> String {
+/// How many of the durations end in which cell: `▁` to `█`.
+pub(crate) fn ends(scale: Scale, times: &[Duration]) -> String {
     const HEIGHTS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
-    let largest = values.iter().max().map_or(1.0, Duration::as_secs_f64).max(1e-9);
-    let per_column = values.len().div_ceil(columns.max(1)).max(1);
-    values
-        .chunks(per_column)
-        .map(|chunk| {
-            let value = chunk.iter().max().map_or(0.0, Duration::as_secs_f64);
-            HEIGHTS[((value / largest * 8.0).ceil() as usize).clamp(1, 8) - 1]
-        })
-        .collect()
+    let mut counts = vec![0_usize; scale.cells];
+    for time in times {
+        let cell = scale.cells_of(*time) as usize;
+        counts[cell.min(scale.cells - 1)] += 1;
+    }
+    let most = counts.iter().copied().max().unwrap_or_default().max(1);
+    let height = |n: usize| {
+        if n == 0 {
+            ' '
+        } else {
+            HEIGHTS[(n * 8).div_ceil(most) - 1]
+        }
+    };
+    counts.into_iter().map(height).collect()
 }
 
 #[cfg(test)]
@@ -162,7 +180,15 @@ mod tests {
     #[test]
     fn a_stack_is_as_long_as_its_sum_and_short_phases_show() {
         let scale = Scale::new(ms(40.0), 40);
-        let times = [ms(0.02), ms(12.6), ms(0.1), ms(2.4), ms(0.05), ms(24.8), ms(0.03)];
+        let times = [
+            ms(0.02),
+            ms(12.6),
+            ms(0.1),
+            ms(2.4),
+            ms(0.05),
+            ms(24.8),
+            ms(0.03),
+        ];
         let cells = scale.stack(&times);
         assert_eq!(cells.iter().map(|n| (*n).max(1)).sum::<usize>(), 40);
         assert_eq!(cells.iter().filter(|n| **n == 0).count(), 4);
@@ -191,8 +217,18 @@ mod tests {
     }
 
     #[test]
+    fn ends_are_counted_by_cell() {
+        let times = [ms(0.0), ms(5.0), ms(5.1), ms(9.99), ms(10.0)];
+        assert_eq!(ends(Scale::new(ms(10.0), 10), &times), "▄    █   █");
+    }
+
+    #[test]
     fn axes_have_round_numbers() {
-        assert!(Scale::new(ms(44.0), 58).axis().starts_with("╷0 ms        ╷10"));
+        assert!(
+            Scale::new(ms(44.0), 58)
+                .axis()
+                .starts_with("╷0 ms        ╷10")
+        );
         for longest in [0.07, 3.0, 99.0, 12345.0] {
             let axis = Scale::new(ms(longest), 25).axis();
             assert_eq!(axis.chars().count(), 25);

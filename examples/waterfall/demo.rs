@@ -24,12 +24,20 @@ const AT_ONCE: usize = 50;
 pub(crate) async fn run(report: Report) -> Result<(), Trouble> {
     let provider = Provider::start().await?;
     let (pool, h2, h1) = clients(&provider).map_err(|e| Trouble::Failed(e.to_string()))?;
-    let job = Job { url: provider.url(provider::PATH), method: Method::GET, body: None };
+    let job = Job {
+        url: provider.url(provider::PATH),
+        method: Method::GET,
+        body: None,
+    };
 
     let mut kinds = Vec::new();
     let mut send = async |title: &str, about: &str, shape, clients: Vec<Client>, count| {
         let started = Instant::now();
-        let course_of = Course { count, gap: Duration::ZERO, close_idle: None };
+        let course_of = Course {
+            count,
+            gap: Duration::ZERO,
+            close_idle: None,
+        };
         let records = course(clients, &job, course_of, |record| report.seen(record)).await;
         kinds.push(Kind {
             title: title.into(),
@@ -53,18 +61,31 @@ pub(crate) async fn run(report: Report) -> Result<(), Trouble> {
     pool.close_idle();
     send(
         "resumed",
-        "the connection was closed; the new one resumes the TLS session, the name is cached",
+        "a new connection takes up the TLS session of the first; the name is cached",
         Shape::Phases,
         one(&h2),
         1,
     )
     .await;
-    send("warm", "ten, one after another", Shape::Rows, one(&h2), WARM).await;
-    send("50 over h2", "all at once, on the connection that is open", Shape::Crowd, all(&h2), AT_ONCE)
-        .await;
+    send(
+        "warm",
+        "ten, one after another",
+        Shape::Rows,
+        one(&h2),
+        WARM,
+    )
+    .await;
+    send(
+        "50 over h2",
+        "all at once, on the connection that is open",
+        Shape::Crowd,
+        all(&h2),
+        AT_ONCE,
+    )
+    .await;
     send(
         "50 over http/1.1",
-        "all at once, by a client that speaks nothing else: a connection each",
+        "all at once, by a client of that protocol: a connection each",
         Shape::Crowd,
         all(&h1),
         AT_ONCE,
@@ -84,7 +105,9 @@ pub(crate) async fn run(report: Report) -> Result<(), Trouble> {
 
 /// The pool, a client that lets ALPN decide, and one for HTTP/1.1.
 fn clients(provider: &Provider) -> Result<(ConnectionPool, Client, Client), Error> {
-    let builder = ConnectionPool::builder().limits(Limits::gateway()).tls(provider.tls());
+    let builder = ConnectionPool::builder()
+        .limits(Limits::gateway())
+        .tls(provider.tls());
     #[cfg(feature = "hickory")]
     let builder = builder.name_servers([provider.dns_addr()]);
     #[cfg(not(feature = "hickory"))]
@@ -101,12 +124,22 @@ fn clients(provider: &Provider) -> Result<(ConnectionPool, Client, Client), Erro
 /// One scale for those who go alone, another for the crowds.
 fn set_scales(kinds: &mut [Kind]) {
     let longest = |kinds: &[Kind], is_crowd: bool| {
-        let kinds = kinds.iter().filter(|kind| (kind.shape == Shape::Crowd) == is_crowd);
-        kinds.flat_map(|kind| &kind.records).map(Record::total).max().unwrap_or_default()
+        let kinds = kinds
+            .iter()
+            .filter(|kind| (kind.shape == Shape::Crowd) == is_crowd);
+        kinds
+            .flat_map(|kind| &kind.records)
+            .map(Record::total)
+            .max()
+            .unwrap_or_default()
     };
     let (alone, crowds) = (longest(kinds, false), longest(kinds, true));
     for kind in kinds {
-        kind.longest = if kind.shape == Shape::Crowd { crowds } else { alone };
+        kind.longest = if kind.shape == Shape::Crowd {
+            crowds
+        } else {
+            alone
+        };
     }
 }
 
@@ -126,14 +159,26 @@ fn intro(provider: &Provider) -> Vec<Line> {
         line("provider", format!("{}, in this process", provider.url(""))),
     ];
     lines.push(match has_dns {
-        true => line("name server", format!("{}, in this process", provider.dns_addr())),
-        false => line("name server", "none: built without the feature `hickory`".into()),
+        true => line(
+            "name server",
+            format!("{}, in this process", provider.dns_addr()),
+        ),
+        false => line(
+            "name server",
+            "none: built without the feature `hickory`".into(),
+        ),
     });
     lines.push(line(
         "held back",
-        format!("on purpose: {held_back}each response for {} ms", RESPONSE_DELAY.as_millis()),
+        format!(
+            "on purpose: {held_back}each response for {} ms",
+            RESPONSE_DELAY.as_millis()
+        ),
     ));
-    lines.push(line("all else", "is real, over loopback: queries, sockets, TLS, HTTP".into()));
+    lines.push(line(
+        "all else",
+        "is real, over loopback: queries, sockets, TLS, HTTP".into(),
+    ));
     lines
 }
 
@@ -146,5 +191,6 @@ fn seen_by(provider: &Provider) -> Vec<Line> {
         (counts.tls_resumed, "resumed"),
         (provider.dns_queries(), "DNS questions"),
     ];
-    seen.map(|(n, what)| Line::of(Tone::Plain, format!("{n} {what}"))).to_vec()
+    seen.map(|(n, what)| Line::of(Tone::Plain, format!("{n} {what}")))
+        .to_vec()
 }

@@ -92,7 +92,10 @@ pub(crate) fn request(record: &Record) -> String {
         remote_addr: record.remote_addr.as_deref(),
         attempts: record.attempts,
         timing: record.timing.as_ref().map(Times::from).unwrap_or_default(),
-        network_overhead_ms: record.timing.as_ref().map(|timing| millis(timing.network_overhead)),
+        network_overhead_ms: record
+            .timing
+            .as_ref()
+            .map(|timing| millis(timing.network_overhead)),
         body_bytes: record.body_bytes,
         error: record.failure.as_ref().map(Trouble::from),
     })
@@ -121,7 +124,9 @@ pub(crate) fn stats(stats: &ConnectionPoolStats) -> String {
         active: stats.active,
         upgraded: stats.upgraded,
         waiting: stats.waiting,
-        closed: closed.map(|(why, n)| (snake_case(&format!("{why:?}")), *n)).collect(),
+        closed: closed
+            .map(|(why, n)| (snake_case(&format!("{why:?}")), *n))
+            .collect(),
     })
 }
 
@@ -172,7 +177,8 @@ mod tests {
         let record = Record {
             url: "https://h/\"x\"".into(),
             timing: Some(Timing {
-                phases: Phase::ALL.map(|p| (p == Phase::Wait).then_some(Duration::from_micros(1500))),
+                phases: Phase::ALL
+                    .map(|p| (p == Phase::Wait).then_some(Duration::from_micros(1500))),
                 total: Duration::from_micros(1500),
                 ..Timing::default()
             }),

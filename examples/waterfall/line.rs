@@ -79,12 +79,16 @@ impl Line {
     /// With text that ends in a column.
     pub(crate) fn right(self, column: usize, tone: Tone, text: impl Into<String>) -> Self {
         let text = text.into();
-        self.pad_to(column.saturating_sub(text.chars().count())).and(tone, text)
+        self.pad_to(column.saturating_sub(text.chars().count()))
+            .and(tone, text)
     }
 
     /// Columns taken. All that is printed here is one column wide.
     pub(crate) fn width(&self) -> usize {
-        self.pieces.iter().map(|(_, text)| text.chars().count()).sum()
+        self.pieces
+            .iter()
+            .map(|(_, text)| text.chars().count())
+            .sum()
     }
 
     /// The line as it is written.
@@ -106,7 +110,13 @@ impl Line {
 }
 
 /// Pieces that flow over as many lines as they need, each indented.
-pub(crate) fn flow(first: Line, indent: usize, gap: &str, items: Vec<Line>, width: usize) -> Vec<Line> {
+pub(crate) fn flow(
+    first: Line,
+    indent: usize,
+    gap: &str,
+    items: Vec<Line>,
+    width: usize,
+) -> Vec<Line> {
     let mut lines = Vec::new();
     let mut line = first.pad_to(indent);
     let mut is_empty = true;
@@ -142,7 +152,10 @@ impl View {
         let is_dumb = set("TERM").is_some_and(|term| term == "dumb");
         let forced = set("CLICOLOR_FORCE").is_some_and(|value| value != "0");
         let colour = set("NO_COLOR").is_none() && (forced || (is_terminal && !is_dumb));
-        Self { width: width.clamp(80, 200), colour }
+        Self {
+            width: width.clamp(80, 200),
+            colour,
+        }
     }
 }
 
@@ -152,7 +165,9 @@ mod tests {
 
     #[test]
     fn a_pipe_gets_no_escapes() {
-        let line = Line::of(Tone::Bold, "a").right(5, Tone::Of(Phase::Tls), "b").and(Tone::Dim, "  ");
+        let line = Line::of(Tone::Bold, "a")
+            .right(5, Tone::Of(Phase::Tls), "b")
+            .and(Tone::Dim, "  ");
         assert_eq!(line.paint(false), "a   b");
         assert_eq!(line.paint(true), "\x1b[1ma\x1b[0m   \x1b[38;5;141mb\x1b[0m");
         assert_eq!(line.width(), 7);
@@ -160,7 +175,9 @@ mod tests {
 
     #[test]
     fn flowing_text_stays_within_the_width() {
-        let items = (0..9).map(|n| Line::of(Tone::Plain, format!("item {n}"))).collect();
+        let items = (0..9)
+            .map(|n| Line::of(Tone::Plain, format!("item {n}")))
+            .collect();
         let lines = flow(Line::of(Tone::Dim, "x"), 4, ", ", items, 30);
         assert_eq!(lines.len(), 3);
         assert!(lines.iter().all(|line| line.width() <= 30));

@@ -26,7 +26,11 @@ pub(crate) async fn run(live: Live, report: Report) -> Result<(), Trouble> {
     let tls = tls(&live)?;
     let pool = pool(&live, tls).map_err(usage)?;
     let clients = clients(&live, &pool).map_err(usage)?;
-    let job = Job { url: live.url.clone(), method: live.method.clone(), body: live.body.clone() };
+    let job = Job {
+        url: live.url.clone(),
+        method: live.method.clone(),
+        body: live.body.clone(),
+    };
 
     let mut intro = intro(&live);
     if live.warm > 0 {
@@ -54,7 +58,11 @@ pub(crate) async fn run(live: Live, report: Report) -> Result<(), Trouble> {
         shape,
         longest,
     };
-    let shape = if records.len() > MAX_ROWS { Shape::Crowd } else { Shape::Rows };
+    let shape = if records.len() > MAX_ROWS {
+        Shape::Crowd
+    } else {
+        Shape::Rows
+    };
     let mut kinds = Vec::new();
     let mut rest = records;
     let follows = rest.split_off(rest.len().min(1));
@@ -62,7 +70,12 @@ pub(crate) async fn run(live: Live, report: Report) -> Result<(), Trouble> {
     if !follows.is_empty() {
         kinds.push(kind("then", &about(&live, follows.len()), follows, shape));
     }
-    report.finish(&Page { intro, kinds, stats: pool.stats(), outro: Vec::new() })
+    report.finish(&Page {
+        intro,
+        kinds,
+        stats: pool.stats(),
+        outro: Vec::new(),
+    })
 }
 
 fn usage(error: Error) -> Trouble {
@@ -92,8 +105,13 @@ fn tls(live: &Live) -> Result<TlsOptions, Trouble> {
 
 fn pool(live: &Live, tls: TlsOptions) -> Result<ConnectionPool, Error> {
     let defaults = Limits::gateway();
-    let connections = live.concurrency.max(live.warm).max(defaults.max_connections);
-    let limits = defaults.max_connections(connections).max_keepalive_connections(connections);
+    let connections = live
+        .concurrency
+        .max(live.warm)
+        .max(defaults.max_connections);
+    let limits = defaults
+        .max_connections(connections)
+        .max_keepalive_connections(connections);
     let mut builder = ConnectionPool::builder().limits(limits).tls(tls);
     if live.http1 {
         builder = builder.protocols(Protocols::Http1);
@@ -134,7 +152,9 @@ fn ask(
 fn clients(live: &Live, pool: &ConnectionPool) -> Result<Vec<Client>, Error> {
     let workers = live.concurrency.min(live.count);
     let build = |worker: usize| {
-        let mut builder = pool.client_builder(live.origin.to_string()).headers(live.headers.clone());
+        let mut builder = pool
+            .client_builder(live.origin.to_string())
+            .headers(live.headers.clone());
         if let Some(timeout) = live.timeout {
             builder = builder.timeout(timeout);
         }
@@ -164,22 +184,38 @@ fn intro(live: &Live) -> Vec<Line> {
         facts.push("HTTP/1.1 only".into());
     }
     vec![
-        Line::of(Tone::Bold, " firstbyte").and(Tone::Plain, format!(": {} {}", live.method, live.origin)),
+        Line::of(Tone::Bold, " firstbyte")
+            .and(Tone::Plain, format!(": {} {}", live.method, live.origin)),
         Line::of(Tone::Dim, format!("   {}", facts.join(" · "))),
     ]
 }
 
 fn warm_line(warmed: &WarmReport) -> Line {
-    let phases = warmed.connections.iter().filter(|warm| warm.opened).map(|warm| {
-        let trace = warm.connection.trace();
-        let phases = trace.spans().filter_map(|(phase, _)| {
-            Some(format!("{phase} {:.2}", millis(trace.get(phase)?)))
+    let phases = warmed
+        .connections
+        .iter()
+        .filter(|warm| warm.opened)
+        .map(|warm| {
+            let trace = warm.connection.trace();
+            let phases = trace
+                .spans()
+                .filter_map(|(phase, _)| Some(format!("{phase} {:.2}", millis(trace.get(phase)?))));
+            format!(
+                "{} in ms: {}",
+                warm.connection.id(),
+                phases.collect::<Vec<_>>().join(", ")
+            )
         });
-        format!("{} in ms: {}", warm.connection.id(), phases.collect::<Vec<_>>().join(", "))
-    });
     let first: Vec<String> = phases.take(1).collect();
-    let text = format!("   warmed: {} ready, {} opened", warmed.ready(), warmed.opened());
-    Line::of(Tone::Dim, text).and(Tone::Dim, first.iter().map(|f| format!(", {f}")).collect::<String>())
+    let text = format!(
+        "   warmed: {} ready, {} opened",
+        warmed.ready(),
+        warmed.opened()
+    );
+    Line::of(Tone::Dim, text).and(
+        Tone::Dim,
+        first.iter().map(|f| format!(", {f}")).collect::<String>(),
+    )
 }
 
 fn about(live: &Live, rest: usize) -> String {

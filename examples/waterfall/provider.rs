@@ -65,7 +65,12 @@ impl Provider {
         let started = started.await;
         let (pki, server, dns) =
             started.map_err(|e| Trouble::Failed(format!("the provider did not start: {e}")))?;
-        Ok(Self { dns, server, pki, runtime: Some(runtime) })
+        Ok(Self {
+            dns,
+            server,
+            pki,
+            runtime: Some(runtime),
+        })
     }
 
     /// `https://api.waterfall.test:PORT` and the path.
@@ -80,7 +85,9 @@ impl Provider {
 
     /// Trusts the provider's authority and nobody else.
     pub(crate) fn tls(&self) -> TlsOptions {
-        TlsOptions::new().builtin_roots(false).add_root(self.pki.ca_der())
+        TlsOptions::new()
+            .builtin_roots(false)
+            .add_root(self.pki.ca_der())
     }
 
     /// What the server saw.

@@ -24,7 +24,7 @@ pub(crate) struct Record {
     pub(crate) timing: Option<Timing>,
     pub(crate) body_bytes: u64,
     pub(crate) failure: Option<Failure>,
-    /// A few words about a phase.
+    /// A few words about a phase each, the more important ones first.
     pub(crate) notes: Vec<(Phase, String)>,
 }
 
@@ -100,12 +100,16 @@ impl Record {
 
     /// Start to end; nothing if the request never began.
     pub(crate) fn total(&self) -> Duration {
-        self.timing.as_ref().map_or(Duration::ZERO, |timing| timing.total)
+        self.timing
+            .as_ref()
+            .map_or(Duration::ZERO, |timing| timing.total)
     }
 
     /// The part of it that setting up connections cost.
     pub(crate) fn network_overhead(&self) -> Duration {
-        self.timing.as_ref().map_or(Duration::ZERO, |timing| timing.network_overhead)
+        self.timing
+            .as_ref()
+            .map_or(Duration::ZERO, |timing| timing.network_overhead)
     }
 
     /// The phases that happened, in order.
@@ -127,12 +131,17 @@ impl Timing {
     /// The phases that happened, in order.
     pub(crate) fn happened(&self) -> Vec<(Phase, Duration)> {
         let phases = Phase::ALL.into_iter().zip(self.phases);
-        phases.filter_map(|(phase, time)| Some((phase, time?))).collect()
+        phases
+            .filter_map(|(phase, time)| Some((phase, time?)))
+            .collect()
     }
 
     /// One phase; `None` when it did not happen.
     pub(crate) fn get(&self, phase: Phase) -> Option<Duration> {
-        self.happened().into_iter().find(|(p, _)| *p == phase).map(|(_, time)| time)
+        self.happened()
+            .into_iter()
+            .find(|(p, _)| *p == phase)
+            .map(|(_, time)| time)
     }
 }
 
@@ -228,14 +237,21 @@ fn dial_notes(connection: &ConnectionInfo) -> Vec<(Phase, String)> {
             DnsSource::Override => "given",
             _ => "found",
         };
-        notes.push((Phase::Dns, format!("{from}, {found}")));
+        notes.extend([(Phase::Dns, from.to_owned()), (Phase::Dns, found)]);
     }
     if let Some(addr) = connection.remote_addr() {
         notes.push((Phase::Tcp, format!("to {addr}")));
     }
     if let Some(tls) = &trace.tls_facts {
-        let kind = if tls.resumed { "resumed" } else { "full handshake" };
-        let group = tls.group.map(|group| format!(", {group}")).unwrap_or_default();
+        let kind = if tls.resumed {
+            "resumed"
+        } else {
+            "full handshake"
+        };
+        let group = tls
+            .group
+            .map(|group| format!(", {group}"))
+            .unwrap_or_default();
         notes.push((Phase::Tls, format!("{kind}, {}{group}", tls.version)));
     }
     notes

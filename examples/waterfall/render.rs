@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use firstbyte::Phase;
 
-use crate::bars::{Scale, THIN, glyph, spark, stacked};
+use crate::bars::{Scale, THIN, ends, glyph, stacked};
 use crate::line::{Line, Tone, View, flow};
 use crate::record::Record;
 
@@ -34,32 +34,31 @@ pub(crate) enum Shape {
 }
 
 /// Columns of a label in front of a bar.
-const LABEL: usize = 11;
+const LABEL: usize = 12;
 /// Columns of milliseconds.
 const NUMBER: usize = 9;
 
 impl Kind {
     /// The heading and the picture.
     pub(crate) fn lines(&self, view: View) -> Vec<Line> {
-        let about = flow(
-            Line::of(Tone::Bold, format!(" {} ", self.title)),
-            0,
-            " ",
-            words(&self.about),
-            view.width,
-        );
+        let title = Line::of(Tone::Bold, format!(" {}  ", self.title));
+        let about = flow(title, 3, " ", words(&self.about), view.width);
         let picture = match (self.shape, self.records.as_slice()) {
             (_, []) => vec![Line::of(Tone::Dim, "   no request")],
             (Shape::Phases, [first, ..]) => waterfall(first, self.longest, view),
             (Shape::Rows, records) => {
                 let names = (1..=records.len()).map(|n| n.to_string());
-                let mut lines = table(names.zip(records).collect(), self.longest, view);
+                let mut lines = table(names.zip(records).collect(), &[], self.longest, view);
                 lines.extend(medians(records, view));
                 lines
             }
             (Shape::Crowd, records) => self.crowd(records, view),
         };
-        about.into_iter().chain(picture).chain([Line::new()]).collect()
+        about
+            .into_iter()
+            .chain(picture)
+            .chain([Line::new()])
+            .collect()
     }
 
     fn crowd(&self, records: &[Record], view: View) -> Vec<Line> {
@@ -73,25 +72,34 @@ impl Kind {
             ("p90", at(0.9)),
             ("slowest", at(1.0)),
         ];
-        let rows = rows.map(|(name, record)| (name.to_owned(), record)).to_vec();
-        let mut lines = table(rows, self.longest, view);
-        let totals: Vec<Duration> = records.iter().map(Record::total).collect();
-        let label = |text: &str| Line::of(Tone::Dim, format!("   {text}")).pad_to(LABEL + 3);
-        let picture = spark(&totals, view.width - LABEL - 3);
-        lines.push(label("each total").and(Tone::Of(Phase::Wait), picture));
+        let rows = rows
+            .map(|(name, record)| (name.to_owned(), record))
+            .to_vec();
+        let mut lines = table(rows, records, self.longest, view);
         lines.extend(medians(records, view));
         let items = vec![
-            Line::of(Tone::Plain, format!("{} requests in {} ms", records.len(), ms(self.took))),
+            Line::of(
+                Tone::Plain,
+                format!("{} requests in {} ms", records.len(), ms(self.took)),
+            ),
             Line::of(Tone::Plain, connections(records)),
             Line::of(Tone::Plain, uses(records)),
         ];
-        lines.extend(flow(label("in all"), LABEL + 3, " · ", items, view.width));
+        lines.extend(flow(
+            Line::of(Tone::Dim, "   in all"),
+            LABEL,
+            " · ",
+            items,
+            view.width,
+        ));
         lines
     }
 }
 
 fn words(text: &str) -> Vec<Line> {
-    text.split(' ').map(|word| Line::of(Tone::Dim, word)).collect()
+    text.split(' ')
+        .map(|word| Line::of(Tone::Dim, word))
+        .collect()
 }
 
 /// A line per phase of one request.
@@ -103,22 +111,22 @@ fn waterfall(record: &Record, longest: Duration, view: View) -> Vec<Line> {
     let mut start = Duration::ZERO;
     for (phase, time) in record.phases() {
         let (first, bar) = scale.span(start, time);
-        let line = Line::of(Tone::Plain, format!("   {phase}")).pad_to(LABEL + first);
-        let line = line.and(Tone::Of(phase), bar);
-        let note = record.notes.iter().filter(|(p, _)| *p == phase);
-        let note: Vec<&str> = note.map(|(_, note)| note.as_str()).collect();
-        let note = format!(" {}", note.join(", "));
-        let room = (LABEL + scale.cells()).saturating_sub(line.width());
-        let line = if note.chars().count() <= room {
-            line.and(Tone::Dim, note)
-        } else if note.chars().count() < first {
-            // It is the bar's end that has no room: the note goes in front.
-            let note = note.trim_start();
-            let line = Line::of(Tone::Plain, format!("   {phase}"));
-            let line = line.right(LABEL + first - 1, Tone::Dim, note).pad_to(LABEL + first);
-            line.and(Tone::Of(phase), scale.span(start, time).1)
-        } else {
-            line
+        let bar_end = first + bar.chars().count();
+        let line = Line::of(Tone::Plain, format!("   {phase}"));
+        let notes = record.notes.iter().filter(|(p, _)| *p == phase);
+        let notes: Vec<&str> = notes.map(|(_, note)| note.as_str()).collect();
+        let (before, behind) = (first, scale.cells() - bar_end);
+        // Behind the bar; in front of it if it ends late.
+        let line = match fitting(&notes, before.max(behind).saturating_sub(1)) {
+            Some(note) if note.chars().count() < behind => line
+                .pad_to(LABEL + first)
+                .and(Tone::Of(phase), bar)
+                .and(Tone::Dim, format!(" {note}")),
+            Some(note) => line
+                .right(LABEL + first - 1, Tone::Dim, note)
+                .pad_to(LABEL + first)
+                .and(Tone::Of(phase), bar),
+            None => line.pad_to(LABEL + first).and(Tone::Of(phase), bar),
         };
         lines.push(line.right(view.width, Tone::Plain, ms(time)));
         start += time;
@@ -129,13 +137,19 @@ fn waterfall(record: &Record, longest: Duration, view: View) -> Vec<Line> {
     lines
 }
 
+/// As many of the notes as there is room for.
+fn fitting(notes: &[&str], room: usize) -> Option<String> {
+    let some = (1..=notes.len()).rev().map(|n| notes[..n].join(", "));
+    some.into_iter().find(|note| note.chars().count() <= room)
+}
+
 /// What else is known of a request.
 fn facts(record: &Record) -> Vec<Line> {
     let mut facts = vec![Line::of(Tone::Plain, connection(record)).join(use_of(record))];
     let mut add = |text: String| facts.push(Line::of(Tone::Plain, text));
     match record.tls_resumed {
         Some(true) => add("TLS resumed".into()),
-        Some(false) => add("TLS not resumed".into()),
+        Some(false) => add("TLS in full".into()),
         None => {}
     }
     if let Some(version) = record.version {
@@ -151,7 +165,9 @@ fn facts(record: &Record) -> Vec<Line> {
 }
 
 fn connection(record: &Record) -> String {
-    let id = record.connection.map_or_else(|| "none".into(), |id| format!("#{id}"));
+    let id = record
+        .connection
+        .map_or_else(|| "none".into(), |id| format!("#{id}"));
     format!("connection {id} ")
 }
 
@@ -170,16 +186,41 @@ fn overhead(record: &Record) -> Line {
     Line::of(Tone::Dim, text)
 }
 
-/// A line per request. Columns are as wide as what stands in them.
-fn table(rows: Vec<(String, &Record)>, longest: Duration, view: View) -> Vec<Line> {
-    let id = |record: &Record| record.connection.map_or_else(|| "-".into(), |id| format!("#{id}"));
-    let widest = |cells: Vec<usize>, heading: &str| {
-        cells.into_iter().max().unwrap_or_default().max(heading.len())
+/// A line per request, and one for how many of `all` ended when. Columns are as wide as what stands
+/// in them.
+fn table(rows: Vec<(String, &Record)>, all: &[Record], longest: Duration, view: View) -> Vec<Line> {
+    let id = |record: &Record| {
+        record
+            .connection
+            .map_or_else(|| "-".into(), |id| format!("#{id}"))
     };
-    let names = widest(rows.iter().map(|(name, _)| name.chars().count()).collect(), "");
-    let ids = widest(rows.iter().map(|(_, record)| id(record).len()).collect(), "conn");
-    let uses = widest(rows.iter().map(|(_, record)| use_of(record).width()).collect(), "use");
-    let tls = widest(rows.iter().map(|(_, record)| record.handshake().len()).collect(), "tls");
+    let widest = |cells: Vec<usize>, heading: &str| {
+        cells
+            .into_iter()
+            .max()
+            .unwrap_or_default()
+            .max(heading.len())
+    };
+    let names = widest(
+        rows.iter().map(|(name, _)| name.chars().count()).collect(),
+        "",
+    );
+    let ids = widest(
+        rows.iter().map(|(_, record)| id(record).len()).collect(),
+        "conn",
+    );
+    let uses = widest(
+        rows.iter()
+            .map(|(_, record)| use_of(record).width())
+            .collect(),
+        "use",
+    );
+    let tls = widest(
+        rows.iter()
+            .map(|(_, record)| record.handshake().len())
+            .collect(),
+        "tls",
+    );
 
     let at_id = 3 + names + 1;
     let at_use = at_id + ids + 1;
@@ -201,9 +242,17 @@ fn table(rows: Vec<(String, &Record)>, longest: Duration, view: View) -> Vec<Lin
         .right(view.width, Tone::Dim, "network");
     let mut lines = vec![heading];
     for (name, record) in rows {
-        let total = if record.failure.is_some() { Tone::Bad } else { Tone::Bold };
+        let total = if record.failure.is_some() {
+            Tone::Bad
+        } else {
+            Tone::Bold
+        };
         let network = record.network_overhead();
-        let network_tone = if network.is_zero() { Tone::Dim } else { Tone::Plain };
+        let network_tone = if network.is_zero() {
+            Tone::Dim
+        } else {
+            Tone::Plain
+        };
         let line = Line::new()
             .right(3 + names, Tone::Dim, name)
             .pad_to(at_id)
@@ -218,6 +267,23 @@ fn table(rows: Vec<(String, &Record)>, longest: Duration, view: View) -> Vec<Lin
             .right(view.width, network_tone, ms(network));
         lines.push(line);
     }
+    if !all.is_empty() {
+        let totals: Vec<Duration> = all.iter().map(Record::total).collect();
+        let label = Line::of(
+            Tone::Dim,
+            format!("   how many of the {} end when", all.len()),
+        );
+        let label = if label.width() < at_bar {
+            label
+        } else {
+            Line::of(Tone::Dim, "   ends")
+        };
+        lines.push(
+            label
+                .pad_to(at_bar)
+                .and(Tone::Of(Phase::Receive), ends(scale, &totals)),
+        );
+    }
     lines
 }
 
@@ -229,11 +295,16 @@ fn medians(records: &[Record], view: View) -> Vec<Line> {
     }
     let items = times.into_iter().map(|(phase, times)| {
         let n = times.len();
-        let item = Line::of(Tone::Of(phase), phase.name()).and(Tone::Plain, format!(" {}", ms(median(times))));
-        if n == records.len() { item } else { item.and(Tone::Dim, format!(" ({n}x)")) }
+        let item = Line::of(Tone::Of(phase), phase.name())
+            .and(Tone::Plain, format!(" {}", ms(median(times))));
+        if n == records.len() {
+            item
+        } else {
+            item.and(Tone::Dim, format!(" ({n}x)"))
+        }
     });
     let label = Line::of(Tone::Dim, "   medians");
-    flow(label, LABEL + 3, "  ", items.collect(), view.width)
+    flow(label, LABEL, "  ", items.collect(), view.width)
 }
 
 /// The middle one; zero of none.
@@ -243,7 +314,10 @@ pub(crate) fn median(mut times: Vec<Duration>) -> Duration {
 }
 
 fn connections(records: &[Record]) -> String {
-    let mut ids: Vec<u64> = records.iter().filter_map(|record| record.connection).collect();
+    let mut ids: Vec<u64> = records
+        .iter()
+        .filter_map(|record| record.connection)
+        .collect();
     ids.sort_unstable();
     ids.dedup();
     match ids.as_slice() {
@@ -257,7 +331,9 @@ fn connections(records: &[Record]) -> String {
 fn uses(records: &[Record]) -> String {
     let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
     for record in records {
-        let how = record.how.map_or("failed", firstbyte::ConnectionUse::as_str);
+        let how = record
+            .how
+            .map_or("failed", firstbyte::ConnectionUse::as_str);
         *counts.entry(how).or_default() += 1;
     }
     let counts = counts.into_iter().map(|(how, n)| format!("{n} {how}"));
@@ -271,7 +347,9 @@ pub(crate) fn legend(kinds: &[Kind], view: View) -> Vec<Line> {
         let mut records = kinds.iter().flat_map(|kind| &kind.records);
         records.any(|record| record.phases().iter().any(|(p, _)| *p == phase))
     };
-    let shown = Phase::ALL.into_iter().filter(|phase| !rare.contains(phase) || happened(*phase));
+    let shown = Phase::ALL
+        .into_iter()
+        .filter(|phase| !rare.contains(phase) || happened(*phase));
     let mut items: Vec<Line> = shown
         .map(|phase| {
             let glyph = glyph(phase, view.colour);
@@ -319,11 +397,22 @@ mod tests {
     }
 
     fn kinds() -> Vec<Kind> {
-        let cold = [(Phase::Queue, 40), (Phase::Dns, 12_600), (Phase::Tls, 2_400), (Phase::Wait, 26_000)];
-        let warm = [(Phase::Queue, 1), (Phase::Send, 30), (Phase::Wait, 26_000), (Phase::Receive, 9)];
+        let cold = [
+            (Phase::Queue, 40),
+            (Phase::Dns, 12_600),
+            (Phase::Tls, 2_400),
+            (Phase::Wait, 26_000),
+        ];
+        let warm = [
+            (Phase::Queue, 1),
+            (Phase::Send, 30),
+            (Phase::Wait, 26_000),
+            (Phase::Receive, 9),
+        ];
         let kind = |shape, records: Vec<Record>| Kind {
             title: "kind".into(),
-            about: "a few words about it, and then some more, so that one line is not enough".into(),
+            about: "a few words about it, and then some more, so that one line is not enough"
+                .into(),
             longest: records.iter().map(Record::total).max().unwrap_or_default(),
             took: Duration::from_millis(50),
             records,
@@ -332,8 +421,14 @@ mod tests {
         vec![
             kind(Shape::Phases, vec![record(&cold, ConnectionUse::New)]),
             kind(Shape::Rows, vec![record(&warm, ConnectionUse::Idle); 10]),
-            kind(Shape::Crowd, vec![record(&warm, ConnectionUse::Multiplexed); 250]),
-            kind(Shape::Crowd, vec![record(&[], ConnectionUse::Prewarmed), Record::default()]),
+            kind(
+                Shape::Crowd,
+                vec![record(&warm, ConnectionUse::Multiplexed); 250],
+            ),
+            kind(
+                Shape::Crowd,
+                vec![record(&[], ConnectionUse::Prewarmed), Record::default()],
+            ),
             kind(Shape::Rows, Vec::new()),
         ]
     }
@@ -354,11 +449,27 @@ mod tests {
 
     #[test]
     fn a_waterfall_has_the_phases_that_happened_and_no_other() {
-        let view = View { width: 80, colour: false };
-        let lines: Vec<String> = kinds()[0].lines(view).iter().map(|l| l.paint(false)).collect();
+        let view = View {
+            width: 80,
+            colour: false,
+        };
+        let lines: Vec<String> = kinds()[0]
+            .lines(view)
+            .iter()
+            .map(|l| l.paint(false))
+            .collect();
         let text = lines.join("\n");
-        for (phase, shown) in [("dns", true), ("tls", true), ("tcp", false), ("receive", false)] {
-            assert_eq!(text.contains(&format!("\n   {phase} ")), shown, "{phase}\n{text}");
+        for (phase, shown) in [
+            ("dns", true),
+            ("tls", true),
+            ("tcp", false),
+            ("receive", false),
+        ] {
+            assert_eq!(
+                text.contains(&format!("\n   {phase} ")),
+                shown,
+                "{phase}\n{text}"
+            );
         }
         assert!(text.contains("connection #7 new · TLS resumed"), "{text}");
         assert!(text.contains("12.60") && text.contains("41.04"), "{text}");

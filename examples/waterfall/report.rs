@@ -31,7 +31,10 @@ pub(crate) struct Page {
 
 impl Report {
     pub(crate) fn new(json: bool) -> Self {
-        Self { json, view: View::of_stdout() }
+        Self {
+            json,
+            view: View::of_stdout(),
+        }
     }
 
     /// A request has ended.
@@ -49,15 +52,24 @@ impl Report {
         if self.json {
             print_all([json::stats(&page.stats)]);
         } else {
-            print_all(self.page(page).iter().map(|line| line.paint(self.view.colour)));
+            print_all(
+                self.page(page)
+                    .iter()
+                    .map(|line| line.paint(self.view.colour)),
+            );
         }
         let records = page.kinds.iter().flat_map(|kind| &kind.records);
-        let failed: Vec<(usize, &Record)> =
-            (1..).zip(records).filter(|(_, record)| record.failure.is_some()).collect();
+        let failed: Vec<(usize, &Record)> = (1..)
+            .zip(records)
+            .filter(|(_, record)| record.failure.is_some())
+            .collect();
         for (n, record) in failed.iter().take(TOLD) {
             if let Some(failure) = &record.failure {
                 let phase = failure.phase.unwrap_or("none");
-                eprintln!("waterfall: request {n} failed in phase {phase}: {}", failure.message);
+                eprintln!(
+                    "waterfall: request {n} failed in phase {phase}: {}",
+                    failure.message
+                );
             }
         }
         match failed.len() {
@@ -67,7 +79,12 @@ impl Report {
     }
 
     fn page(&self, page: &Page) -> Vec<Line> {
-        let Page { intro, kinds, stats, outro } = page;
+        let Page {
+            intro,
+            kinds,
+            stats,
+            outro,
+        } = page;
         let mut lines = intro.clone();
         lines.push(Line::new());
         lines.extend(legend(kinds, self.view));

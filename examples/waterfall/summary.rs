@@ -22,13 +22,23 @@ pub(crate) fn first_bytes(kinds: &[Kind], view: View) -> Vec<Line> {
             (kind.title.as_str(), median(overheads), median(bytes))
         })
         .collect();
-    let longest = rows.iter().map(|(_, _, byte)| *byte).max().unwrap_or_default();
+    let longest = rows
+        .iter()
+        .map(|(_, _, byte)| *byte)
+        .max()
+        .unwrap_or_default();
     let scale = Scale::new(longest, view.width - LABEL - 12);
     let mut lines = vec![
         Line::of(Tone::Bold, " Time to the first byte, median ")
-            .and(Tone::Of(Phase::Tls), glyph(Phase::Tls, view.colour).to_string())
+            .and(
+                Tone::Of(Phase::Tls),
+                glyph(Phase::Tls, view.colour).to_string(),
+            )
             .and(Tone::Dim, " network overhead ")
-            .and(Tone::Of(Phase::Wait), glyph(Phase::Wait, view.colour).to_string())
+            .and(
+                Tone::Of(Phase::Wait),
+                glyph(Phase::Wait, view.colour).to_string(),
+            )
             .and(Tone::Dim, " the rest"),
     ];
     for (title, overhead, byte) in rows {
@@ -38,7 +48,9 @@ pub(crate) fn first_bytes(kinds: &[Kind], view: View) -> Vec<Line> {
             false => vec![(Phase::Tls, overhead), (Phase::Wait, byte - overhead)],
         };
         let bar = crate::bars::stacked(scale, &parts, view.colour);
-        let line = Line::of(Tone::Plain, format!("   {title}")).pad_to(LABEL).join(bar);
+        let line = Line::of(Tone::Plain, format!("   {title}"))
+            .pad_to(LABEL)
+            .join(bar);
         lines.push(line.right(view.width, Tone::Bold, format!("{} ms", ms(byte))));
     }
     lines.push(Line::new());
@@ -51,15 +63,37 @@ pub(crate) fn statistics(stats: &ConnectionPoolStats, view: View) -> Vec<Line> {
     let (total, reused) = (stats.total_requests, stats.connections_reused);
     let saved = format!("{:.1} ms", stats.network_overhead_reduction_ms);
     let big = [
-        ("reuse rate", rate, format!("{reused} of {total} requests waited for no connection phase")),
-        ("look-ups saved", stats.dns_lookups_saved.to_string(), "requests that waited for no DNS query".into()),
-        ("handshakes saved", stats.tls_handshakes_saved.to_string(), "https requests on a reused connection".into()),
-        ("overhead saved", saved, "as measured when each reused connection was opened".into()),
+        (
+            "reuse rate",
+            rate,
+            format!("{reused} of {total} requests waited for no connection phase"),
+        ),
+        (
+            "look-ups saved",
+            stats.dns_lookups_saved.to_string(),
+            "requests that waited for no DNS query".into(),
+        ),
+        (
+            "handshakes saved",
+            stats.tls_handshakes_saved.to_string(),
+            "https requests on a reused connection".into(),
+        ),
+        (
+            "overhead saved",
+            saved,
+            "as measured when each reused connection was opened".into(),
+        ),
     ];
-    let mut lines = vec![Line::of(Tone::Bold, format!(" The pool after {total} requests"))];
+    let mut lines = vec![Line::of(
+        Tone::Bold,
+        format!(" The pool after {total} requests"),
+    )];
     for (name, value, about) in big {
         let line = Line::of(Tone::Plain, format!("   {name}")).pad_to(LABEL);
-        lines.push(line.and(Tone::Good, format!("{value:<11}")).and(Tone::Dim, about));
+        lines.push(
+            line.and(Tone::Good, format!("{value:<11}"))
+                .and(Tone::Dim, about),
+        );
     }
     let counted = |name: &str, n: u64| Line::of(Tone::Plain, format!("{n} {name}"));
     let opened = vec![
@@ -70,8 +104,16 @@ pub(crate) fn statistics(stats: &ConnectionPoolStats, view: View) -> Vec<Line> {
         counted("active", stats.active as u64),
     ];
     lines.extend(labelled("connections", opened, view));
-    let closed: Vec<Line> = stats.closed.iter().map(|(why, n)| counted(why.as_str(), *n)).collect();
-    let closed = if closed.is_empty() { vec![Line::of(Tone::Dim, "none")] } else { closed };
+    let closed: Vec<Line> = stats
+        .closed
+        .iter()
+        .map(|(why, n)| counted(why.as_str(), *n))
+        .collect();
+    let closed = if closed.is_empty() {
+        vec![Line::of(Tone::Dim, "none")]
+    } else {
+        closed
+    };
     lines.extend(labelled("closed", closed, view));
     let rest = vec![
         counted("joined a dial", stats.joined),
@@ -96,7 +138,10 @@ mod tests {
 
     #[test]
     fn statistics_fit_into_eighty_columns() {
-        let view = View { width: 80, colour: false };
+        let view = View {
+            width: 80,
+            colour: false,
+        };
         let mut stats = ConnectionPoolStats::default();
         stats.total_requests = 123_456;
         stats.network_overhead_reduction_ms = 123_456.7;

@@ -28,7 +28,11 @@ impl BaseUrl {
         if !path.ends_with('/') {
             path.push('/');
         }
-        Ok(Self { origin, path, query })
+        Ok(Self {
+            origin,
+            path,
+            query,
+        })
     }
 
     /// The target of a request: `path` appended to the base path, queries merged in the order
@@ -83,14 +87,22 @@ impl BaseUrl {
         if climbs {
             return Err(Error::invalid("URL path holds a `.` or `..` segment"));
         }
-        let text = format!("{}{}{}", self.origin, self.path, path.trim_start_matches('/'));
+        let text = format!(
+            "{}{}{}",
+            self.origin,
+            self.path,
+            path.trim_start_matches('/')
+        );
         parse_url(&text).map(|(_, target)| target)
     }
 }
 
 fn has_scheme(path: &str) -> bool {
     path.split_once("://").is_some_and(|(scheme, _)| {
-        !scheme.is_empty() && scheme.bytes().all(|b| b.is_ascii_alphanumeric() || b"+-.".contains(&b))
+        !scheme.is_empty()
+            && scheme
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b"+-.".contains(&b))
     })
 }
 
@@ -111,11 +123,19 @@ mod tests {
             ("https://h/v1", "/chat", "/v1/chat"),
             ("https://h/v1/", "chat", "/v1/chat"),
             ("https://h/v1", "", "/v1/"),
-            ("https://h/v1?key=K", "/chat?alt=sse", "/v1/chat?key=K&alt=sse"),
+            (
+                "https://h/v1?key=K",
+                "/chat?alt=sse",
+                "/v1/chat?key=K&alt=sse",
+            ),
             ("https://h/v1", "https://h/other?x", "/other?x"),
             ("https://h", "/a b/ü?q=ä#frag", "/a%20b/%C3%BC?q=%C3%A4"),
             ("https://h", "//evil.test/x", "/evil.test/x"),
-            ("https://h", "/models/gemini:generate", "/models/gemini:generate"),
+            (
+                "https://h",
+                "/models/gemini:generate",
+                "/models/gemini:generate",
+            ),
         ] {
             let got = target(base, &path.replace(' ', "%20")).unwrap();
             assert_eq!(got, expected, "{base} + {path}");
@@ -137,7 +157,10 @@ mod tests {
             "/a\0",
             "ftp://h/",
         ] {
-            assert!(target("https://h/v1", path).unwrap_err().is_invalid(), "{path}");
+            assert!(
+                target("https://h/v1", path).unwrap_err().is_invalid(),
+                "{path}"
+            );
         }
     }
 }

@@ -185,7 +185,15 @@ impl ClientBuilder {
     }
 
     fn finish(self, replace: bool) -> Result<Client, Error> {
-        let Self { pool, registry, base_url, headers, connect, options, mistake } = self;
+        let Self {
+            pool,
+            registry,
+            base_url,
+            headers,
+            connect,
+            options,
+            mistake,
+        } = self;
         if let Some(error) = mistake {
             return Err(error);
         }
@@ -226,7 +234,13 @@ impl ClientBuilder {
 
 /// The names of the fields, never their values.
 fn differences(a: &ClientCore, b: &ClientCore) -> Vec<&'static str> {
-    let ConnectOptions { protocols, tls, tcp, ip_version, isolation } = &*a.route.options;
+    let ConnectOptions {
+        protocols,
+        tls,
+        tcp,
+        ip_version,
+        isolation,
+    } = &*a.route.options;
     let other = &*b.route.options;
     [
         ("base URL", a.base != b.base),
@@ -237,7 +251,10 @@ fn differences(a: &ClientCore, b: &ClientCore) -> Vec<&'static str> {
         ("isolation", *isolation != other.isolation),
         ("timeouts", a.options.timeouts != b.options.timeouts),
         ("retry", a.options.retry != b.options.retry),
-        ("max_body_bytes", a.options.max_body_bytes != b.options.max_body_bytes),
+        (
+            "max_body_bytes",
+            a.options.max_body_bytes != b.options.max_body_bytes,
+        ),
     ]
     .into_iter()
     .filter_map(|(name, differs)| differs.then_some(name))

@@ -63,6 +63,14 @@ impl ClientCore {
         body: Body,
         options: CallOptions,
     ) -> Result<http::Response<ResponseBody>, Error> {
-        send(&self.pool, Some(&self.counters), &self.route, request, body, options).await
+        send(
+            &self.pool,
+            Some(&self.counters),
+            &self.route,
+            request,
+            body,
+            options,
+        )
+        .await
     }
 }

@@ -73,8 +73,15 @@ impl ConnectionPool {
 
     /// A client registered under a provider's name, to be configured. Built again under the same
     /// name it is the same client with new headers and credentials.
-    pub fn client(&self, provider: impl Into<String>, base_url: impl Into<String>) -> ClientBuilder {
-        self.make_builder(Some((provider.into(), self.clients.clone())), base_url.into())
+    pub fn client(
+        &self,
+        provider: impl Into<String>,
+        base_url: impl Into<String>,
+    ) -> ClientBuilder {
+        self.make_builder(
+            Some((provider.into(), self.clients.clone())),
+            base_url.into(),
+        )
     }
 
     /// A client that no name leads to, to be configured.
@@ -116,7 +123,10 @@ impl ConnectionPool {
     ) -> Result<http::Response<ResponseBody>, Error> {
         let (mut parts, body) = request.into_parts();
         let body = body.into();
-        let options = parts.extensions.remove::<RequestOptions>().unwrap_or_default();
+        let options = parts
+            .extensions
+            .remove::<RequestOptions>()
+            .unwrap_or_default();
         let origin = Origin::from_uri(&parts.uri)?;
         crate::connection::check_plain(&origin, self.defaults.connect.protocols)?;
         let target = parts.uri.path_and_query().cloned();
@@ -250,7 +260,8 @@ impl ConnectionPoolBuilder {
     pub fn resolve_to(mut self, host: &str, addrs: impl IntoIterator<Item = IpAddr>) -> Self {
         match Origin::parse(&format!("http://{host}/")) {
             Ok(origin) => {
-                self.overrides.insert(origin.host(), addrs.into_iter().collect());
+                self.overrides
+                    .insert(origin.host(), addrs.into_iter().collect());
             }
             Err(error) => self.mistake = self.mistake.or(Some(error)),
         }
@@ -324,7 +335,9 @@ impl ConnectionPoolBuilder {
         self.limits.check()?;
         self.http2.check()?;
         if self.dialer.is_some() && self.connect.tcp != TcpOptions::default() {
-            return Err(Error::invalid("tcp options do nothing beside a dialer of one's own"));
+            return Err(Error::invalid(
+                "tcp options do nothing beside a dialer of one's own",
+            ));
         }
         let pool = self.assemble();
         pool.pool.prepare_tls(&pool.defaults.connect.tls)?;
@@ -341,7 +354,10 @@ impl ConnectionPoolBuilder {
             connect_timeout: self.connect_timeout,
         };
         ConnectionPool {
-            pool: Pool::new(PoolConfig { limits: self.limits, deps }),
+            pool: Pool::new(PoolConfig {
+                limits: self.limits,
+                deps,
+            }),
             defaults: Arc::new(Defaults {
                 connect: Arc::new(self.connect),
                 options: self.options,

@@ -1,7 +1,8 @@
 //! A request made ready for the wire: headers of the client merged, framing ours. Pure.
 
 use http::header::{
-    ACCEPT, CONNECTION, CONTENT_LENGTH, HOST, HeaderName, HeaderValue, TE, TRANSFER_ENCODING, UPGRADE, USER_AGENT,
+    ACCEPT, CONNECTION, CONTENT_LENGTH, HOST, HeaderName, HeaderValue, TE, TRANSFER_ENCODING,
+    UPGRADE, USER_AGENT,
 };
 use http::uri::{Authority, PathAndQuery};
 use http::{HeaderMap, Method, Uri, Version};
@@ -37,7 +38,9 @@ impl Prepared {
         idempotent: Option<bool>,
     ) -> Result<Self, Error> {
         if method == Method::CONNECT {
-            return Err(Error::invalid("method CONNECT is not supported; it needs a proxy"));
+            return Err(Error::invalid(
+                "method CONNECT is not supported; it needs a proxy",
+            ));
         }
         // What the request says replaces what the client says by default.
         for name in defaults.into_iter().flat_map(HeaderMap::keys) {
@@ -50,10 +53,15 @@ impl Prepared {
         let length = check_framing(&mut headers, origin, body_length)?;
         headers.entry(USER_AGENT).or_insert(USER_AGENT_VALUE);
         headers.entry(ACCEPT).or_insert(ANY);
-        let idempotent = idempotent.unwrap_or_else(|| {
-            method.is_idempotent() || headers.contains_key("idempotency-key")
-        });
-        Ok(Self { method, target, headers, length, idempotent })
+        let idempotent = idempotent
+            .unwrap_or_else(|| method.is_idempotent() || headers.contains_key("idempotency-key"));
+        Ok(Self {
+            method,
+            target,
+            headers,
+            length,
+            idempotent,
+        })
     }
 
     /// The same request for HTTP/2: pseudo-headers from the origin, nothing that belongs to a
@@ -80,7 +88,10 @@ impl Prepared {
         if headers.get(TE).is_some_and(|te| te != "trailers") {
             headers.remove(TE);
         }
-        if let Some(n) = self.length.filter(|n| *n > 0 || self.method == Method::POST) {
+        if let Some(n) = self
+            .length
+            .filter(|n| *n > 0 || self.method == Method::POST)
+        {
             headers.insert(CONTENT_LENGTH, HeaderValue::from(n));
         }
         *request.headers_mut() = headers;
@@ -95,21 +106,27 @@ fn check_framing(
     body_length: Option<u64>,
 ) -> Result<Option<u64>, Error> {
     if headers.contains_key(TRANSFER_ENCODING) {
-        return Err(Error::invalid("header transfer-encoding is the library's to set"));
+        return Err(Error::invalid(
+            "header transfer-encoding is the library's to set",
+        ));
     }
-    if let Some(host) = headers.remove(HOST) {
-        if host.as_bytes() != origin.authority().as_bytes() {
-            return Err(Error::invalid(
-                "header host does not fit the URL; it is made from the URL",
-            ));
-        }
+    if let Some(host) = headers.remove(HOST)
+        && host.as_bytes() != origin.authority().as_bytes()
+    {
+        return Err(Error::invalid(
+            "header host does not fit the URL; it is made from the URL",
+        ));
     }
     for value in headers.get_all(CONNECTION) {
-        let known = value.as_bytes().split(|b| *b == b',').map(<[u8]>::trim_ascii).all(|token| {
-            ["close", "keep-alive", "upgrade", "te"]
-                .iter()
-                .any(|known| token.eq_ignore_ascii_case(known.as_bytes()))
-        });
+        let known = value
+            .as_bytes()
+            .split(|b| *b == b',')
+            .map(<[u8]>::trim_ascii)
+            .all(|token| {
+                ["close", "keep-alive", "upgrade", "te"]
+                    .iter()
+                    .any(|known| token.eq_ignore_ascii_case(known.as_bytes()))
+            });
         if !known {
             return Err(Error::invalid(
                 "header connection may name only close, keep-alive, upgrade and te",
@@ -196,12 +213,19 @@ mod tests {
         let good = prepare(&[("content-length", "3"), ("host", "h.test")], Some(3)).unwrap();
         assert!(!good.headers.contains_key(CONTENT_LENGTH) && !good.headers.contains_key(HOST));
         assert_eq!(good.length, Some(3));
-        assert_eq!(prepare(&[("content-length", "9")], None).unwrap().length, Some(9));
+        assert_eq!(
+            prepare(&[("content-length", "9")], None).unwrap().length,
+            Some(9)
+        );
     }
 
     #[test]
     fn http2_request_has_no_connection_headers() {
-        let pairs = [("connection", "keep-alive"), ("keep-alive", "x"), ("te", "gzip")];
+        let pairs = [
+            ("connection", "keep-alive"),
+            ("keep-alive", "x"),
+            ("te", "gzip"),
+        ];
         let prepared = prepare(&pairs, Some(3)).unwrap();
         let origin = Origin::parse("https://h.test").unwrap();
         let request = prepared.http2(&origin, &"h.test".parse().unwrap());

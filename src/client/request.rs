@@ -158,11 +158,21 @@ impl RequestBuilder {
     /// # Errors
     /// Any [`ErrorKind`](crate::ErrorKind) but Status and Decode.
     pub async fn send(self) -> Result<Response, Error> {
-        let Self { core, method, path, query, headers, body, options, mistake } = self;
+        let Self {
+            core,
+            method,
+            path,
+            query,
+            headers,
+            body,
+            options,
+            mistake,
+        } = self;
         if let Some(error) = mistake {
             return Err(error.with_origin(core.route.origin_text.clone()));
         }
-        core.send(method, &path, &query, headers, body, &options).await
+        core.send(method, &path, &query, headers, body, &options)
+            .await
     }
 }
 
@@ -176,7 +186,9 @@ where
         .try_into()
         .map_err(|_| Error::invalid("header name is not valid"))?;
     let mut value = value.try_into().map_err(|_| {
-        Error::invalid(format!("value of header `{name}` holds a character that is not allowed"))
+        Error::invalid(format!(
+            "value of header `{name}` holds a character that is not allowed"
+        ))
     })?;
     super::prepare::mark_sensitive(&name, &mut value);
     Ok((name, value))

@@ -48,7 +48,13 @@ impl Response {
             .headers
             .get(http::header::CONTENT_LENGTH)
             .and_then(|value| value.to_str().ok()?.parse().ok());
-        Self { parts, body, url, max_body_bytes, content_length }
+        Self {
+            parts,
+            body,
+            url,
+            max_body_bytes,
+            content_length,
+        }
     }
 
     /// The status. An error status is a response like any other;
@@ -116,10 +122,12 @@ impl Response {
         if !status.is_client_error() && !status.is_server_error() {
             return Ok(self);
         }
-        Err(Error::new(ErrorKind::Status, format!("the server answered {status}"))
-            .with_origin(self.body.connection().origin())
-            .with_replay(ReplaySafety::Processed)
-            .with_timing(self.timing()))
+        Err(
+            Error::new(ErrorKind::Status, format!("the server answered {status}"))
+                .with_origin(self.body.connection().origin())
+                .with_replay(ReplaySafety::Processed)
+                .with_timing(self.timing()),
+        )
     }
 
     /// The next piece of the body; `None` at its end. Trailers are skipped.
@@ -171,7 +179,10 @@ impl Response {
         }
         Err(Error::new(
             ErrorKind::TooLarge,
-            format!("the body is larger than max_body_bytes of {}", self.max_body_bytes),
+            format!(
+                "the body is larger than max_body_bytes of {}",
+                self.max_body_bytes
+            ),
         )
         .at(crate::timing::Phase::Receive)
         .with_origin(self.body.connection().origin())
@@ -199,22 +210,25 @@ impl Response {
                 .with_origin(self.body.connection().origin())
                 .with_replay(ReplaySafety::Processed)
         };
-        if let Some(encoding) = self.parts.headers.get(http::header::CONTENT_ENCODING) {
-            if encoding != "identity" {
-                let name = crate::error::escape_peer_text(encoding.as_bytes());
-                return Err(decode(format!(
-                    "the body has content-encoding {name}, which is not decoded here"
-                )));
-            }
+        if let Some(encoding) = self.parts.headers.get(http::header::CONTENT_ENCODING)
+            && encoding != "identity"
+        {
+            let name = crate::error::escape_peer_text(encoding.as_bytes());
+            return Err(decode(format!(
+                "the body has content-encoding {name}, which is not decoded here"
+            )));
         }
         let bytes = self.bytes().await?;
         serde_json::from_slice(&bytes).map_err(|e| {
             let start = bytes.len().min(64);
             let piece = crate::error::escape_peer_text(&bytes[..start]);
-            Error::new(ErrorKind::Decode, format!("the body is not the JSON expected; it begins `{piece}`"))
-                .with_origin(self.body.connection().origin())
-                .with_replay(ReplaySafety::Processed)
-                .with_source(e)
+            Error::new(
+                ErrorKind::Decode,
+                format!("the body is not the JSON expected; it begins `{piece}`"),
+            )
+            .with_origin(self.body.connection().origin())
+            .with_replay(ReplaySafety::Processed)
+            .with_source(e)
         })
     }
 

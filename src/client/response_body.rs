@@ -43,7 +43,10 @@ pub struct ResponseBody {
 enum Source {
     Ended,
     H1(H1Lease),
-    H2 { body: RecvBody, _lease: H2Lease },
+    H2 {
+        body: RecvBody,
+        _lease: H2Lease,
+    },
     /// 101 Switching Protocols.
     Tunnel(H1Lease),
 }
@@ -65,7 +68,14 @@ impl FinishedCall {
         total: Option<(Pin<Box<Sleep>>, Duration)>,
         between_bytes: Option<Duration>,
     ) -> Self {
-        Self { recorder, info, total, between_bytes, pause: None, handle: None }
+        Self {
+            recorder,
+            info,
+            total,
+            between_bytes,
+            pause: None,
+            handle: None,
+        }
     }
 
     fn end(&mut self) {
@@ -83,13 +93,15 @@ impl FinishedCall {
                 .at(Phase::Receive)
                 .with_replay(ReplaySafety::Processed)
         };
-        if let Some((timer, limit)) = &mut self.total {
-            if timer.as_mut().poll(cx).is_ready() {
-                return Some(expired("timeout", *limit));
-            }
+        if let Some((timer, limit)) = &mut self.total
+            && timer.as_mut().poll(cx).is_ready()
+        {
+            return Some(expired("timeout", *limit));
         }
         if let Some(limit) = self.between_bytes {
-            let timer = self.pause.get_or_insert_with(|| Box::pin(tokio::time::sleep(limit)));
+            let timer = self
+                .pause
+                .get_or_insert_with(|| Box::pin(tokio::time::sleep(limit)));
             if timer.as_mut().poll(cx).is_ready() {
                 return Some(expired("between_bytes timeout", limit));
             }
@@ -109,7 +121,11 @@ impl fmt::Debug for ResponseBody {
 
 impl ResponseBody {
     pub(crate) fn http1(mut lease: H1Lease, call: FinishedCall, length: Option<u64>) -> Self {
-        let source = if lease.http1().is_end() { Source::Ended } else { Source::H1(lease) };
+        let source = if lease.http1().is_end() {
+            Source::Ended
+        } else {
+            Source::H1(lease)
+        };
         Self::new(source, call, length)
     }
 
@@ -126,13 +142,20 @@ impl ResponseBody {
         let source = if body.is_end() {
             Source::Ended
         } else {
-            Source::H2 { body, _lease: lease }
+            Source::H2 {
+                body,
+                _lease: lease,
+            }
         };
         Self::new(source, call, length)
     }
 
     fn new(source: Source, call: FinishedCall, length: Option<u64>) -> Self {
-        let mut body = Self { source, call, length };
+        let mut body = Self {
+            source,
+            call,
+            length,
+        };
         if let Source::Ended = body.source {
             body.length = Some(0);
             body.call.end();
@@ -156,13 +179,19 @@ impl ResponseBody {
         if timing.is_complete() {
             return TimingHandle(Arc::new(Mutex::new(timing)));
         }
-        let cell = self.call.handle.get_or_insert_with(|| Arc::new(Mutex::new(timing)));
+        let cell = self
+            .call
+            .handle
+            .get_or_insert_with(|| Arc::new(Mutex::new(timing)));
         TimingHandle(cell.clone())
     }
 
     /// How the request came to its connection.
     pub fn connection_use(&self) -> ConnectionUse {
-        self.call.recorder.connection_use().unwrap_or(ConnectionUse::New)
+        self.call
+            .recorder
+            .connection_use()
+            .unwrap_or(ConnectionUse::New)
     }
 
     /// The numbers that users watch.
@@ -203,14 +232,14 @@ impl ResponseBody {
         self.finish();
         error
             .with_origin(self.call.info.origin())
-            .with_attempt(self.call.recorder.attempts(), self.call.recorder.is_reused())
+            .with_attempt(
+                self.call.recorder.attempts(),
+                self.call.recorder.is_reused(),
+            )
             .with_timing(self.call.recorder.timing())
     }
 
-    fn poll_source(
-        &mut self,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+    fn poll_source(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         match &mut self.source {
             Source::Ended | Source::Tunnel(_) => Poll::Ready(None),
             Source::H1(lease) => lease.http1().poll_body(cx),
@@ -271,7 +300,8 @@ impl HttpBody for ResponseBody {
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.length.map_or_else(SizeHint::default, SizeHint::with_exact)
+        self.length
+            .map_or_else(SizeHint::default, SizeHint::with_exact)
     }
 }
 

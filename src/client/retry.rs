@@ -62,15 +62,26 @@ impl Tries {
             // same holds for a stream that could not be opened any more.
             ReplaySafety::Unprocessed if self.refused < 2 && self.other == 0 => {
                 self.refused += 1;
-                Verdict::Again { fresh: false, pause: self.refused == 2 }
+                Verdict::Again {
+                    fresh: false,
+                    pause: self.refused == 2,
+                }
             }
-            ReplaySafety::NotSent if transient && !failure.http1 && self.refused < 2 && self.other == 0 => {
+            ReplaySafety::NotSent
+                if transient && !failure.http1 && self.refused < 2 && self.other == 0 =>
+            {
                 self.refused += 1;
-                Verdict::Again { fresh: false, pause: self.refused == 2 }
+                Verdict::Again {
+                    fresh: false,
+                    pause: self.refused == 2,
+                }
             }
             ReplaySafety::NotSent if transient && failure.on_reused_connection && first => {
                 self.other += 1;
-                Verdict::Again { fresh: true, pause: false }
+                Verdict::Again {
+                    fresh: true,
+                    pause: false,
+                }
             }
             // RFC 9112 §9.3.1: the server closed an idle connection just as we wrote.
             ReplaySafety::MaybeProcessed
@@ -81,7 +92,10 @@ impl Tries {
                     && first =>
             {
                 self.other += 1;
-                Verdict::Again { fresh: true, pause: false }
+                Verdict::Again {
+                    fresh: true,
+                    pause: false,
+                }
             }
             _ => Verdict::GiveUp,
         }
@@ -101,7 +115,10 @@ mod tests {
         idempotent: true,
         has_body: true,
     };
-    const AGAIN_FRESH: Verdict = Verdict::Again { fresh: true, pause: false };
+    const AGAIN_FRESH: Verdict = Verdict::Again {
+        fresh: true,
+        pause: false,
+    };
 
     fn first(failure: Failure) -> Verdict {
         Tries::default().verdict(RetryPolicy::Rfc, failure)
@@ -112,11 +129,38 @@ mod tests {
         let mut tries = Tries::default();
         assert_eq!(tries.verdict(RetryPolicy::Rfc, LOST), AGAIN_FRESH);
         assert_eq!(tries.verdict(RetryPolicy::Rfc, LOST), Verdict::GiveUp);
-        assert_eq!(first(Failure { idempotent: false, ..LOST }), Verdict::GiveUp);
-        assert_eq!(first(Failure { on_reused_connection: false, ..LOST }), Verdict::GiveUp);
-        assert_eq!(first(Failure { http1: false, ..LOST }), Verdict::GiveUp);
-        assert_eq!(first(Failure { has_body: false, ..LOST }), Verdict::GiveUp);
-        assert_eq!(Tries::default().verdict(RetryPolicy::Never, LOST), Verdict::GiveUp);
+        assert_eq!(
+            first(Failure {
+                idempotent: false,
+                ..LOST
+            }),
+            Verdict::GiveUp
+        );
+        assert_eq!(
+            first(Failure {
+                on_reused_connection: false,
+                ..LOST
+            }),
+            Verdict::GiveUp
+        );
+        assert_eq!(
+            first(Failure {
+                http1: false,
+                ..LOST
+            }),
+            Verdict::GiveUp
+        );
+        assert_eq!(
+            first(Failure {
+                has_body: false,
+                ..LOST
+            }),
+            Verdict::GiveUp
+        );
+        assert_eq!(
+            Tries::default().verdict(RetryPolicy::Never, LOST),
+            Verdict::GiveUp
+        );
     }
 
     #[test]
@@ -130,7 +174,10 @@ mod tests {
             has_body: true,
         };
         let mut tries = Tries::default();
-        let again = |pause| Verdict::Again { fresh: false, pause };
+        let again = |pause| Verdict::Again {
+            fresh: false,
+            pause,
+        };
         assert_eq!(tries.verdict(RetryPolicy::Rfc, refused), again(false));
         assert_eq!(tries.verdict(RetryPolicy::Rfc, refused), again(true));
         assert_eq!(tries.verdict(RetryPolicy::Rfc, refused), Verdict::GiveUp);
@@ -138,9 +185,15 @@ mod tests {
 
     #[test]
     fn nothing_is_replayed_once_a_response_was_seen_or_when_waiting_is_over() {
-        let seen = Failure { replay_safety: ReplaySafety::Processed, ..LOST };
+        let seen = Failure {
+            replay_safety: ReplaySafety::Processed,
+            ..LOST
+        };
         assert_eq!(first(seen), Verdict::GiveUp);
-        let timeout = Failure { kind: ErrorKind::Timeout, ..LOST };
+        let timeout = Failure {
+            kind: ErrorKind::Timeout,
+            ..LOST
+        };
         assert_eq!(first(timeout), Verdict::GiveUp);
         let not_sent = Failure {
             replay_safety: ReplaySafety::NotSent,
@@ -148,7 +201,10 @@ mod tests {
             ..LOST
         };
         assert_eq!(first(not_sent), AGAIN_FRESH);
-        let fresh = Failure { on_reused_connection: false, ..not_sent };
+        let fresh = Failure {
+            on_reused_connection: false,
+            ..not_sent
+        };
         assert_eq!(first(fresh), Verdict::GiveUp);
     }
 }

@@ -122,7 +122,11 @@ pub(crate) async fn send(
     };
     let timeouts = options.timeouts;
     let until = timeouts.total.map(|total| (deadline(now(), total), total));
-    let limits = WaitLimits { queue: timeouts.queue, connect: timeouts.connect, until };
+    let limits = WaitLimits {
+        queue: timeouts.queue,
+        connect: timeouts.connect,
+        until,
+    };
     let mut tries = Tries::default();
     let mut body = Some(body);
     let mut fresh = false;
@@ -140,7 +144,14 @@ pub(crate) async fn send(
         call.connection = Some(lease.info().clone());
         let http1 = matches!(lease, Lease::H1(_));
         let sent = AtomicU64::new(0);
-        let attempt = exchange(&mut call.recorder, route, &request, &mut this_body, &sent, lease);
+        let attempt = exchange(
+            &mut call.recorder,
+            route,
+            &request,
+            &mut this_body,
+            &sent,
+            lease,
+        );
         let result = match bounded(attempt, timeouts, until, &sent).await {
             Ok(result) => result,
             Err(expired) => Err(expired.into_error(&call.recorder)),
@@ -152,14 +163,17 @@ pub(crate) async fn send(
                 return Ok(respond(call, head, timeouts, until));
             }
             Err(error) => {
-                body = rest.or(this_body.filter(|body| !body.is_touched()));
+                body = rest.or_else(|| this_body.filter(|body| !body.is_touched()));
                 let failure = Failure {
                     idempotent: request.idempotent,
                     has_body: body.is_some(),
                     ..Failure::new(&error, call.recorder.is_reused(), http1)
                 };
                 match tries.verdict(options.retry, failure) {
-                    Verdict::Again { fresh: on_fresh, pause } => {
+                    Verdict::Again {
+                        fresh: on_fresh,
+                        pause,
+                    } => {
                         fresh = on_fresh;
                         if pause {
                             tokio::time::sleep(jitter()).await;
@@ -181,8 +195,14 @@ fn jitter() -> Duration {
 
 /// A response head with what its body will be read from.
 enum Head {
-    H1 { head: crate::http1::ResponseHead, lease: H1Lease },
-    H2 { head: crate::http2::ResponseHead, lease: H2Lease },
+    H1 {
+        head: crate::http1::ResponseHead,
+        lease: H1Lease,
+    },
+    H2 {
+        head: crate::http2::ResponseHead,
+        lease: H2Lease,
+    },
 }
 
 async fn exchange(
@@ -203,13 +223,17 @@ async fn exchange(
             };
             let body = body.get_or_insert_default();
             let http1 = lease.http1();
-            let head = http1.exchange(&head, request.length, body, sent, recorder).await?;
+            let head = http1
+                .exchange(&head, request.length, body, sent, recorder)
+                .await?;
             Ok(Head::H1 { head, lease })
         }
         Lease::H2(mut lease) => {
             let http = request.http2(&route.origin, &route.authority);
             let handle = &mut lease.handle;
-            let head = handle.exchange(http, request.length, body, sent, recorder).await?;
+            let head = handle
+                .exchange(http, request.length, body, sent, recorder)
+                .await?;
             Ok(Head::H2 { head, lease })
         }
     }
@@ -221,12 +245,13 @@ fn respond(
     timeouts: Timeouts,
     until: Option<(Instant, Duration)>,
 ) -> http::Response<ResponseBody> {
-    let info = call.connection.take().expect("a response comes over a connection");
+    let info = call
+        .connection
+        .take()
+        .expect("a response comes over a connection");
     // The call's own end is the body's from here on; its drop finds it counted.
     let recorder = std::mem::replace(&mut call.recorder, RequestRecorder::start());
-    let total = until.map(|(at, total)| {
-        (Box::pin(tokio::time::sleep_until(at.into())), total)
-    });
+    let total = until.map(|(at, total)| (Box::pin(tokio::time::sleep_until(at.into())), total));
     let finished = FinishedCall::new(recorder, info, total, timeouts.between_bytes);
     let length = |headers: &http::HeaderMap| {
         let value = headers.get(http::header::CONTENT_LENGTH)?;
@@ -264,8 +289,15 @@ struct Expired {
 impl Expired {
     fn into_error(self, recorder: &RequestRecorder) -> Error {
         let phase = recorder.timing().current_phase();
-        let doing = if phase == Phase::Send { "sending the request" } else { "the response" };
-        let message = format!("{doing} took longer than the {} of {:?}", self.what, self.limit);
+        let doing = if phase == Phase::Send {
+            "sending the request"
+        } else {
+            "the response"
+        };
+        let message = format!(
+            "{doing} took longer than the {} of {:?}",
+            self.what, self.limit
+        );
         Error::new(ErrorKind::Timeout, message)
             .at(phase)
             .with_replay(ReplaySafety::MaybeProcessed)

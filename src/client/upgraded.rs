@@ -20,7 +20,11 @@ pub struct Upgraded {
 
 impl Upgraded {
     pub(crate) fn new(stream: Stream, left_over: Bytes, lease: UpgradedLease) -> Self {
-        Self { left_over, stream, _lease: lease }
+        Self {
+            left_over,
+            stream,
+            _lease: lease,
+        }
     }
 }
 

@@ -86,7 +86,10 @@ async fn walk(plan: &Plan, deps: &Deps, recorder: &Arc<DialRecorder>) -> Result<
         let (handle, driver) = http2::connect(stream, &deps.http2).await?;
         (http::Version::HTTP_2, Link::Http2(handle, Box::new(driver)))
     } else {
-        (http::Version::HTTP_11, Link::Http1(Box::new(Http1::new(stream))))
+        (
+            http::Version::HTTP_11,
+            Link::Http1(Box::new(Http1::new(stream))),
+        )
     };
     recorder.emit(DialEvent::Ready);
     let trace = recorder.trace();
@@ -95,11 +98,7 @@ async fn walk(plan: &Plan, deps: &Deps, recorder: &Arc<DialRecorder>) -> Result<
 }
 
 /// dns and tcp: from a name to a transport.
-async fn reach(
-    plan: &Plan,
-    deps: &Deps,
-    recorder: &Arc<DialRecorder>,
-) -> Result<Transport, Error> {
+async fn reach(plan: &Plan, deps: &Deps, recorder: &Arc<DialRecorder>) -> Result<Transport, Error> {
     let lookup = deps.dns.lookup(plan.origin.canonical_host(), plan.families);
     if lookup.source().is_lookup() {
         recorder.emit(DialEvent::LookupStart);
@@ -132,9 +131,12 @@ fn unreachable(host: &str, error: RaceError) -> Error {
                 0 | 1 => String::new(),
                 n => format!(" nor to {} other address(es)", n - 1),
             };
-            Error::new(ErrorKind::Connect, format!("cannot connect to {addr}{others}"))
-                .at(Phase::Tcp)
-                .with_source(error)
+            Error::new(
+                ErrorKind::Connect,
+                format!("cannot connect to {addr}{others}"),
+            )
+            .at(Phase::Tcp)
+            .with_source(error)
         }
     }
 }

@@ -100,7 +100,8 @@ impl ConnectionInfo {
 
     /// When it could carry its first request.
     pub fn ready_at(&self) -> Instant {
-        self.trace().ready.unwrap_or(self.trace().start)
+        let trace = self.trace();
+        trace.ready.unwrap_or(trace.start)
     }
 
     /// Requests it was given so far.

@@ -76,7 +76,13 @@ impl Plan {
         options: &ConnectOptions,
         identities: &Identities,
     ) -> Result<Self, Error> {
-        let ConnectOptions { protocols, tls, tcp, ip_version, isolation: _ } = options;
+        let ConnectOptions {
+            protocols,
+            tls,
+            tcp,
+            ip_version,
+            isolation: _,
+        } = options;
         let security = if origin.is_https() {
             let alpn = match protocols {
                 Protocols::Auto => Alpn::H2AndHttp1,

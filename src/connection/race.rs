@@ -111,7 +111,9 @@ impl HappyEyeballs {
             (None, _) => None,
             (Some(_), _) => self.next_at,
         };
-        if let Some(at) = wait_until.filter(|at| *at > now && (self.in_flight > 0 || self.last.is_none())) {
+        if let Some(at) =
+            wait_until.filter(|at| *at > now && (self.in_flight > 0 || self.last.is_none()))
+        {
             return Step::Wait(Some(at));
         }
         let prefer_v6 = self.last != Some(Family::V6);
@@ -136,7 +138,11 @@ pub(crate) enum RaceError {
     /// There was no address to try.
     Unresolved(ResolveError),
     /// Every address failed; the first one's error.
-    Unreachable { addr: SocketAddr, tried: usize, error: io::Error },
+    Unreachable {
+        addr: SocketAddr,
+        tried: usize,
+        error: io::Error,
+    },
 }
 
 /// Tries the addresses of a look-up as they arrive until one attempt succeeds. The losers are
@@ -224,11 +230,7 @@ struct Answers {
 
 impl Answers {
     /// Notes an answer and gives back its addresses.
-    fn take(
-        &mut self,
-        family: Family,
-        outcome: crate::dns::Outcome,
-    ) -> &[IpAddr] {
+    fn take(&mut self, family: Family, outcome: crate::dns::Outcome) -> &[IpAddr] {
         match family {
             Family::V4 => self.v4 = true,
             Family::V6 => self.v6 = true,
@@ -255,7 +257,7 @@ impl Answers {
         &self.addrs[before..]
     }
 
-    fn error(self: &mut Answers) -> ResolveError {
+    fn error(&mut self) -> ResolveError {
         self.error
             .take()
             .unwrap_or_else(|| ResolveError::new(crate::dns::ResolveErrorKind::NoAddress))
@@ -263,9 +265,7 @@ impl Answers {
 }
 
 /// The first attempt that is over; never if there is none.
-async fn any<T, F: Future<Output = T>>(
-    attempts: &mut [(SocketAddr, Pin<Box<F>>)],
-) -> (usize, T) {
+async fn any<T, F: Future<Output = T>>(attempts: &mut [(SocketAddr, Pin<Box<F>>)]) -> (usize, T) {
     poll_fn(|cx| {
         for (index, (_, attempt)) in attempts.iter_mut().enumerate() {
             if let Poll::Ready(result) = attempt.as_mut().poll(cx) {
@@ -300,7 +300,10 @@ mod tests {
 
     impl Sim {
         fn new() -> Self {
-            Self { eyeballs: HappyEyeballs::new(RaceOptions::default()), t0: Instant::now() }
+            Self {
+                eyeballs: HappyEyeballs::new(RaceOptions::default()),
+                t0: Instant::now(),
+            }
         }
         fn at(&self, ms: u64) -> Instant {
             self.t0 + Duration::from_millis(ms)

@@ -65,7 +65,10 @@ pub(crate) struct Cache {
 
 impl Cache {
     pub(crate) fn new(options: DnsCacheOptions) -> Self {
-        Self { options, entries: HashMap::new() }
+        Self {
+            options,
+            entries: HashMap::new(),
+        }
     }
 
     /// What is known and still valid.
@@ -100,7 +103,10 @@ impl Cache {
             if addrs.is_empty() {
                 return Err(ResolveError::new(ResolveErrorKind::NoAddress));
             }
-            Ok(Found { addrs: addrs.into(), ttl })
+            Ok(Found {
+                addrs: addrs.into(),
+                ttl,
+            })
         });
         let keep = match &outcome {
             Ok(found) => found.ttl,
@@ -198,8 +204,15 @@ mod tests {
             let error = ResolveError::new(kind).with_ttl(Some(Duration::from_secs(3600)));
             let _ = cache.put(&name, Family::V4, Err(error), now);
             let just_before = now + Duration::from_millis(seconds * 1000 - 1);
-            assert!(cache.get(&name, Family::V4, just_before).is_some(), "{kind:?}");
-            assert!(cache.get(&name, Family::V4, now + Duration::from_secs(seconds)).is_none());
+            assert!(
+                cache.get(&name, Family::V4, just_before).is_some(),
+                "{kind:?}"
+            );
+            assert!(
+                cache
+                    .get(&name, Family::V4, now + Duration::from_secs(seconds))
+                    .is_none()
+            );
         }
     }
 
@@ -210,7 +223,12 @@ mod tests {
         addrs.insert(1, addrs[0]);
         addrs.insert(0, "::1".parse().unwrap());
         let found = cache
-            .put(&Arc::from("a"), Family::V4, Ok(Answer::new(addrs, None)), Instant::now())
+            .put(
+                &Arc::from("a"),
+                Family::V4,
+                Ok(Answer::new(addrs, None)),
+                Instant::now(),
+            )
             .unwrap();
         assert_eq!(found.addrs.len(), MAX_ADDRS);
         assert_eq!(found.addrs[1], IpAddr::from([10, 0, 0, 1]));
@@ -218,15 +236,22 @@ mod tests {
 
     #[test]
     fn least_recently_used_name_leaves_first() {
-        let options = DnsCacheOptions { max_names: 1, ..DnsCacheOptions::default() };
+        let options = DnsCacheOptions {
+            max_names: 1,
+            ..DnsCacheOptions::default()
+        };
         let mut cache = Cache::new(options);
         let names: [Arc<str>; 3] = [Arc::from("a"), Arc::from("b"), Arc::from("c")];
         let now = Instant::now();
         let later = |s| now + Duration::from_secs(s);
         cache.put(&names[0], Family::V4, answer(60), now).unwrap();
-        cache.put(&names[1], Family::V4, answer(60), later(1)).unwrap();
+        cache
+            .put(&names[1], Family::V4, answer(60), later(1))
+            .unwrap();
         assert!(cache.get(&names[0], Family::V4, later(2)).is_some());
-        cache.put(&names[2], Family::V4, answer(60), later(3)).unwrap();
+        cache
+            .put(&names[2], Family::V4, answer(60), later(3))
+            .unwrap();
         assert!(cache.get(&names[1], Family::V4, later(4)).is_none());
         assert!(cache.get(&names[0], Family::V4, later(4)).is_some());
     }

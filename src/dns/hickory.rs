@@ -54,7 +54,10 @@ impl Default for HickoryResolver {
 impl HickoryResolver {
     /// The name servers of `/etc/resolv.conf`.
     pub fn system() -> Self {
-        Self { name_servers: None, resolvers: Arc::default() }
+        Self {
+            name_servers: None,
+            resolvers: Arc::default(),
+        }
     }
 
     /// These name servers, in this order, by UDP and TCP.
@@ -78,12 +81,16 @@ impl HickoryResolver {
 }
 
 impl Resolve for HickoryResolver {
-    fn resolve(&self, name: &str, family: Family) -> BoxFuture<'static, Result<Answer, ResolveError>> {
+    fn resolve(
+        &self,
+        name: &str,
+        family: Family,
+    ) -> BoxFuture<'static, Result<Answer, ResolveError>> {
         let name = Name::from_ascii(format!("{name}."));
         let this = self.clone();
         Box::pin(async move {
-            let name = name
-                .map_err(|e| ResolveError::new(ResolveErrorKind::NoSuchName).with_source(e))?;
+            let name =
+                name.map_err(|e| ResolveError::new(ResolveErrorKind::NoSuchName).with_source(e))?;
             let cell = this.resolver();
             let resolver = cell.get_or_try_init(|| build(this.name_servers)).await?;
             let record_type = match family {
@@ -101,7 +108,10 @@ impl Resolve for HickoryResolver {
                     _ => None,
                 })
                 .collect();
-            Ok(Answer::new(addrs, ttl.map(|s| Duration::from_secs(s.into()))))
+            Ok(Answer::new(
+                addrs,
+                ttl.map(|s| Duration::from_secs(s.into())),
+            ))
         })
     }
 }

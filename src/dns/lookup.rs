@@ -25,15 +25,16 @@ pub(crate) struct Families {
 }
 
 type Flight = watch::Receiver<Option<Outcome>>;
+/// A task lives and dies with its runtime, so flights are not shared between runtimes.
+type FlightKey = (RuntimeId, Arc<str>, Family);
 
 /// The pool's resolver: cache above, single-flight between, a [`Resolve`] below.
 pub(crate) struct Dns {
     resolver: Arc<dyn Resolve>,
     overrides: HashMap<String, Vec<IpAddr>>,
     cache: Mutex<Cache>,
-    // A task lives and dies with its runtime, so flights are not shared between runtimes.
     // Lock order: `flights` before `cache`.
-    flights: Mutex<HashMap<(RuntimeId, Arc<str>, Family), Flight>>,
+    flights: Mutex<HashMap<FlightKey, Flight>>,
 }
 
 impl fmt::Debug for Dns {
@@ -106,7 +107,10 @@ impl Dns {
         flights.insert(key.clone(), flight.clone());
         drop(flights);
         let query = self.resolver.resolve(name, family);
-        let landing = Landing { dns: self.clone(), key };
+        let landing = Landing {
+            dns: self.clone(),
+            key,
+        };
         runtime.spawn(async move {
             let answer = query.await;
             let (_, name, family) = &landing.key;
@@ -123,7 +127,7 @@ impl Dns {
 /// with its runtime.
 struct Landing {
     dns: Arc<Dns>,
-    key: (RuntimeId, Arc<str>, Family),
+    key: FlightKey,
 }
 
 impl Drop for Landing {
@@ -187,7 +191,10 @@ impl Lookup {
             Slot::Known(if addrs.is_empty() {
                 Err(ResolveError::new(ResolveErrorKind::NoAddress))
             } else {
-                Ok(Found { addrs: addrs.into(), ttl: Duration::ZERO })
+                Ok(Found {
+                    addrs: addrs.into(),
+                    ttl: Duration::ZERO,
+                })
             })
         };
         Self {

@@ -71,7 +71,11 @@ pub struct ResolveError {
 impl ResolveError {
     /// An error of this kind.
     pub fn new(kind: ResolveErrorKind) -> Self {
-        Self { kind, ttl: None, source: None }
+        Self {
+            kind,
+            ttl: None,
+            source: None,
+        }
     }
 
     /// How long the failure may be remembered (RFC 2308 §5).
@@ -124,5 +128,9 @@ impl StdError for ResolveError {
 /// The future runs in a task of the pool; it is dropped when the pool's runtime ends.
 pub trait Resolve: Send + Sync + 'static {
     /// The addresses of one family of `name`.
-    fn resolve(&self, name: &str, family: Family) -> BoxFuture<'static, Result<Answer, ResolveError>>;
+    fn resolve(
+        &self,
+        name: &str,
+        family: Family,
+    ) -> BoxFuture<'static, Result<Answer, ResolveError>>;
 }

@@ -23,7 +23,11 @@ impl SystemResolver {
 }
 
 impl Resolve for SystemResolver {
-    fn resolve(&self, name: &str, family: Family) -> BoxFuture<'static, Result<Answer, ResolveError>> {
+    fn resolve(
+        &self,
+        name: &str,
+        family: Family,
+    ) -> BoxFuture<'static, Result<Answer, ResolveError>> {
         // The final dot keeps search domains out.
         let name = format!("{name}.");
         Box::pin(async move {

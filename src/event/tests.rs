@@ -9,7 +9,10 @@ use super::*;
 use crate::timing::{Phase, WaitCause};
 
 fn sum(timing: &RequestTiming) -> Duration {
-    Phase::ALL.iter().filter_map(|phase| timing.get(*phase)).sum()
+    Phase::ALL
+        .iter()
+        .filter_map(|phase| timing.get(*phase))
+        .sum()
 }
 
 fn check(timing: &RequestTiming) {
@@ -30,7 +33,11 @@ fn check(timing: &RequestTiming) {
     if let Some(paused) = timing.receive_paused() {
         assert!(paused <= timing.receive().unwrap());
     }
-    let queue = [timing.queue_limit(), timing.queue_dial(), timing.queue_local()];
+    let queue = [
+        timing.queue_limit(),
+        timing.queue_dial(),
+        timing.queue_local(),
+    ];
     let parts: Duration = queue.into_iter().flatten().sum();
     assert_eq!(timing.queue().unwrap_or_default(), parts);
 }
@@ -67,19 +74,21 @@ fn life() -> impl Strategy<Value = Life> {
         any::<bool>(),
         0u8..60,
     )
-        .prop_map(|(gaps, attempts, flags, joins_after, reads, informational, cut)| Life {
-            gaps,
-            attempts,
-            limit: flags[0],
-            dial: flags[1],
-            served: flags[2],
-            skip_tls: flags[3],
-            first_byte_before_upload_end: flags[4],
-            joins_after,
-            reads,
-            informational,
-            cut,
-        })
+        .prop_map(
+            |(gaps, attempts, flags, joins_after, reads, informational, cut)| Life {
+                gaps,
+                attempts,
+                limit: flags[0],
+                dial: flags[1],
+                served: flags[2],
+                skip_tls: flags[3],
+                first_byte_before_upload_end: flags[4],
+                joins_after,
+                reads,
+                informational,
+                cut,
+            },
+        )
 }
 
 /// Lives it; every step may be the last.
@@ -106,7 +115,11 @@ async fn live(life: &Life) -> RequestTiming {
             let enter = now();
             recorder.waiting(WaitCause::Limit, enter, None);
             step!();
-            recorder.emit(RequestEvent::Waited(Waited { why: WaitCause::Limit, enter, leave: now() }));
+            recorder.emit(RequestEvent::Waited(Waited {
+                why: WaitCause::Limit,
+                enter,
+                leave: now(),
+            }));
         }
         let mut trace = None;
         if life.dial {
@@ -144,11 +157,19 @@ async fn live(life: &Life) -> RequestTiming {
                 trace = Some(Arc::new(dial.trace()));
             } else {
                 let leave = now();
-                recorder.emit(RequestEvent::Waited(Waited { why: WaitCause::Dial, enter, leave }));
+                recorder.emit(RequestEvent::Waited(Waited {
+                    why: WaitCause::Dial,
+                    enter,
+                    leave,
+                }));
             }
         }
         step!();
-        let how = if trace.is_some() { ConnectionUse::Joined } else { ConnectionUse::Idle };
+        let how = if trace.is_some() {
+            ConnectionUse::Joined
+        } else {
+            ConnectionUse::Idle
+        };
         recorder.emit(RequestEvent::Acquired { how, dial: trace });
         step!();
         if life.informational {
@@ -211,7 +232,11 @@ fn delay_in_one_phase_shows_in_that_phase_and_nowhere_else() {
         recorder.emit(RequestEvent::AttemptStart);
         let enter = now();
         spend(Phase::Queue).await;
-        recorder.emit(RequestEvent::Waited(Waited { why: WaitCause::Limit, enter, leave: now() }));
+        recorder.emit(RequestEvent::Waited(Waited {
+            why: WaitCause::Limit,
+            enter,
+            leave: now(),
+        }));
         let dial = DialRecorder::new();
         let addr = "127.0.0.1:1".parse().unwrap();
         dial.emit(DialEvent::LookupStart);
@@ -234,7 +259,10 @@ fn delay_in_one_phase_shows_in_that_phase_and_nowhere_else() {
         spend(Phase::Protocol).await;
         dial.emit(DialEvent::Ready);
         let dial = Some(Arc::new(dial.trace()));
-        recorder.emit(RequestEvent::Acquired { how: ConnectionUse::New, dial });
+        recorder.emit(RequestEvent::Acquired {
+            how: ConnectionUse::New,
+            dial,
+        });
         spend(Phase::Send).await;
         recorder.emit(RequestEvent::UploadEnd);
         spend(Phase::Wait).await;
@@ -258,7 +286,11 @@ fn delay_in_one_phase_shows_in_that_phase_and_nowhere_else() {
             };
             let extra = timing.get(phase).unwrap() - before;
             let expected = if phase == slow { 1000 } else { 0 };
-            assert_eq!(extra, Duration::from_millis(expected), "{slow} slow, {phase}");
+            assert_eq!(
+                extra,
+                Duration::from_millis(expected),
+                "{slow} slow, {phase}"
+            );
         }
     }
 }
@@ -279,7 +311,10 @@ fn phase_open_at_the_end_ends_there_and_later_ones_are_absent() {
         check(&timing);
         assert_eq!(timing.dns(), Some(Duration::from_micros(300)));
         assert_eq!(timing.tcp(), Some(Duration::from_micros(200)));
-        assert_eq!((timing.tls(), timing.send(), timing.receive()), (None, None, None));
+        assert_eq!(
+            (timing.tls(), timing.send(), timing.receive()),
+            (None, None, None)
+        );
         assert_eq!(timing.current_phase(), Phase::Tcp);
     });
 }

@@ -47,7 +47,10 @@ pub(crate) struct ChunkedDecoder {
 impl ChunkedDecoder {
     pub(crate) fn new() -> Self {
         Self {
-            state: State::Size { value: 0, digits: 0 },
+            state: State::Size {
+                value: 0,
+                digits: 0,
+            },
             extension_bytes: 0,
             size: 0,
             searched: 0,
@@ -62,7 +65,9 @@ impl ChunkedDecoder {
                     if buffer.is_empty() {
                         return Ok(Decoded::Incomplete);
                     }
-                    let n = usize::try_from(*left).unwrap_or(usize::MAX).min(buffer.len());
+                    let n = usize::try_from(*left)
+                        .unwrap_or(usize::MAX)
+                        .min(buffer.len());
                     *left -= n as u64;
                     if *left == 0 {
                         self.state = State::DataCr;
@@ -86,14 +91,15 @@ impl ChunkedDecoder {
         self.state = match (&self.state, byte) {
             (State::Size { value, digits }, b) if b.is_ascii_hexdigit() => {
                 let digit = (b as char).to_digit(16).unwrap_or_default();
-                let value = value
-                    .checked_mul(16)
-                    .ok_or("chunk size is too large")?
-                    | u64::from(digit);
+                let value =
+                    value.checked_mul(16).ok_or("chunk size is too large")? | u64::from(digit);
                 if *digits >= 16 {
                     return Err("chunk size has too many digits");
                 }
-                State::Size { value, digits: digits + 1 }
+                State::Size {
+                    value,
+                    digits: digits + 1,
+                }
             }
             (State::Size { digits: 0, .. }, _) => return Err("chunk size is not hexadecimal"),
             (State::Size { value, .. }, b'\r') => {
@@ -117,7 +123,10 @@ impl ChunkedDecoder {
             (State::SizeLf, b'\n') if self.size == 0 => State::Trailers,
             (State::SizeLf, b'\n') => State::Data(self.size),
             (State::DataCr, b'\r') => State::DataLf,
-            (State::DataLf, b'\n') => State::Size { value: 0, digits: 0 },
+            (State::DataLf, b'\n') => State::Size {
+                value: 0,
+                digits: 0,
+            },
             _ => return Err("chunk does not end in CRLF"),
         };
         Ok(())
@@ -143,9 +152,10 @@ impl ChunkedDecoder {
         }
         let bytes = buffer.split_to(len).freeze();
         let mut slots = [httparse::EMPTY_HEADER; MAX_TRAILERS];
-        let (parsed, fields) = match httparse::parse_headers(&bytes, &mut slots) {
-            Ok(httparse::Status::Complete(done)) => done,
-            _ => return Err("trailers are malformed"),
+        let Ok(httparse::Status::Complete((parsed, fields))) =
+            httparse::parse_headers(&bytes, &mut slots)
+        else {
+            return Err("trailers are malformed");
         };
         if parsed != len {
             return Err("trailers are malformed");

@@ -30,7 +30,9 @@ impl UploadFraming {
     pub(crate) fn new(method: &Method, length: Option<u64>) -> Self {
         match length {
             // RFC 9110 §8.6: methods that anticipate content say so even when there is none.
-            Some(0) if !matches!(*method, Method::POST | Method::PUT | Method::PATCH) => Self::Empty,
+            Some(0) if !matches!(*method, Method::POST | Method::PUT | Method::PATCH) => {
+                Self::Empty
+            }
             Some(n) => Self::Length(n),
             None => Self::Chunked,
         }
@@ -45,7 +47,13 @@ pub(crate) fn head(head: &RequestHead<'_>, framing: UploadFraming) -> Bytes {
         .map(|(name, value)| name.as_str().len() + value.len() + 4)
         .sum();
     let mut out = BytesMut::with_capacity(96 + head.target.len() + head.authority.len() + fields);
-    for part in [head.method.as_str(), " ", head.target, " HTTP/1.1\r\nhost: ", head.authority] {
+    for part in [
+        head.method.as_str(),
+        " ",
+        head.target,
+        " HTTP/1.1\r\nhost: ",
+        head.authority,
+    ] {
         out.put_slice(part.as_bytes());
     }
     out.put_slice(b"\r\n");
@@ -86,7 +94,9 @@ pub(crate) fn last_chunk(trailers: Option<&HeaderMap>) -> Bytes {
 }
 
 fn number(out: &mut BytesMut, text: std::fmt::Arguments<'_>) {
-    out.writer().write_fmt(text).expect("a growing buffer takes every write");
+    out.writer()
+        .write_fmt(text)
+        .expect("a growing buffer takes every write");
 }
 
 #[cfg(test)]
@@ -108,9 +118,18 @@ mod tests {
             head(&request, UploadFraming::new(&Method::POST, Some(3))),
             "POST /a?b HTTP/1.1\r\nhost: h.test:81\r\naccept: */*\r\ncontent-length: 3\r\n\r\n"
         );
-        assert_eq!(UploadFraming::new(&Method::GET, Some(0)), UploadFraming::Empty);
-        assert_eq!(UploadFraming::new(&Method::POST, Some(0)), UploadFraming::Length(0));
-        assert_eq!(UploadFraming::new(&Method::GET, None), UploadFraming::Chunked);
+        assert_eq!(
+            UploadFraming::new(&Method::GET, Some(0)),
+            UploadFraming::Empty
+        );
+        assert_eq!(
+            UploadFraming::new(&Method::POST, Some(0)),
+            UploadFraming::Length(0)
+        );
+        assert_eq!(
+            UploadFraming::new(&Method::GET, None),
+            UploadFraming::Chunked
+        );
         assert_eq!(chunk_size(255), "ff\r\n");
         assert_eq!(last_chunk(Some(&headers)), "0\r\naccept: */*\r\n\r\n");
     }

@@ -192,7 +192,11 @@ impl<S: Carrier> Http1<S> {
         }
         Ok(ResponseHead {
             status: head.status,
-            version: if head.is_http10 { Version::HTTP_10 } else { Version::HTTP_11 },
+            version: if head.is_http10 {
+                Version::HTTP_10
+            } else {
+                Version::HTTP_11
+            },
             headers: head.headers,
             is_tunnel: framing.body == BodyFraming::Tunnel,
         })
@@ -209,7 +213,9 @@ impl<S: Carrier> Http1<S> {
             };
             match decoder {
                 Decoder::Length(left) if !self.buffer.is_empty() => {
-                    let n = usize::try_from(*left).unwrap_or(usize::MAX).min(self.buffer.len());
+                    let n = usize::try_from(*left)
+                        .unwrap_or(usize::MAX)
+                        .min(self.buffer.len());
                     *left -= n as u64;
                     let data = self.buffer.split_to(n).freeze();
                     if *left == 0 {
@@ -270,7 +276,9 @@ impl<S: Carrier> Http1<S> {
 
     fn fail_body(&mut self, error: Error) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         self.state = State::Done(CloseReason::Failed);
-        let error = error.at(Phase::Receive).with_replay(ReplaySafety::Processed);
+        let error = error
+            .at(Phase::Receive)
+            .with_replay(ReplaySafety::Processed);
         Poll::Ready(Some(Err(error)))
     }
 
@@ -442,7 +450,11 @@ impl<S: Carrier> Exchange<'_, S> {
         } else {
             ReplaySafety::MaybeProcessed
         };
-        let phase = if self.upload.is_done() { Phase::Wait } else { Phase::Send };
+        let phase = if self.upload.is_done() {
+            Phase::Wait
+        } else {
+            Phase::Send
+        };
         error.at(phase).with_replay(replay)
     }
 }
@@ -477,7 +489,11 @@ impl Upload {
             framing,
             body_left: length,
             asks_upgrade: request.headers.contains_key(http::header::UPGRADE),
-            stage: if framing == UploadFraming::Empty { Stage::Flush } else { Stage::Body },
+            stage: if framing == UploadFraming::Empty {
+                Stage::Flush
+            } else {
+                Stage::Body
+            },
         }
     }
 

@@ -158,7 +158,16 @@ mod tests {
         assert_eq!(cl("5"), Ok((BodyFraming::Length(5), true)));
         assert_eq!(cl("5, 5"), Ok((BodyFraming::Length(5), true)));
         assert_eq!(cl("0"), Ok((BodyFraming::Empty, true)));
-        for bad in ["+5", "-5", "0x5", "5, 6", "", "5,", "18446744073709551616", "5 5"] {
+        for bad in [
+            "+5",
+            "-5",
+            "0x5",
+            "5, 6",
+            "",
+            "5,",
+            "18446744073709551616",
+            "5 5",
+        ] {
             assert!(cl(bad).is_err(), "{bad:?}");
         }
         let twice = "HTTP/1.1 200 OK\ncontent-length: 5\ncontent-length: 6\n\n";
@@ -195,15 +204,20 @@ mod tests {
     #[test]
     fn persistence_follows_version_and_connection() {
         let conn = |v: &str, c: &str| {
-            get(&format!("HTTP/{v} 200 OK\nconnection: {c}\ncontent-length: 1\n\n"))
-                .unwrap()
-                .1
+            get(&format!(
+                "HTTP/{v} 200 OK\nconnection: {c}\ncontent-length: 1\n\n"
+            ))
+            .unwrap()
+            .1
         };
         assert!(conn("1.1", "keep-alive"));
         assert!(!conn("1.1", "Close"));
         assert!(!conn("1.1", "close, keep-alive"));
         assert!(conn("1.0", "keep-alive"));
         assert!(!conn("1.0", "x"));
-        assert_eq!(get("HTTP/1.1 200 OK\n\n"), Ok((BodyFraming::UntilClose, false)));
+        assert_eq!(
+            get("HTTP/1.1 200 OK\n\n"),
+            Ok((BodyFraming::UntilClose, false))
+        );
     }
 }

@@ -208,7 +208,10 @@ pub(crate) async fn connect<S: Carrier + 'static>(
         wake: Notify::new(),
         kill: AtomicBool::new(false),
     });
-    let handle = Http2 { send, shared: shared.clone() };
+    let handle = Http2 {
+        send,
+        shared: shared.clone(),
+    };
     Ok((handle, Driver { connection, shared }))
 }
 

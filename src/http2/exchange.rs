@@ -48,8 +48,13 @@ impl Http2 {
         let is_empty = length == Some(0);
         // A connection that has ended, or is about to, says so here: the request was never sent.
         let not_sent = |e| fail(e, Phase::Send, ReplaySafety::NotSent);
-        poll_fn(|cx| self.send.poll_ready(cx)).await.map_err(not_sent)?;
-        let (response, stream) = self.send.send_request(request, is_empty).map_err(not_sent)?;
+        poll_fn(|cx| self.send.poll_ready(cx))
+            .await
+            .map_err(not_sent)?;
+        let (response, stream) = self
+            .send
+            .send_request(request, is_empty)
+            .map_err(not_sent)?;
         let mut upload = Upload::start(stream, body.take().unwrap_or_default(), length, sent);
         if upload.is_at_hand() {
             // What fits the window is queued before the task is given a chance: one write.
@@ -65,19 +70,21 @@ impl Http2 {
             upload_told: false,
             informational: 0,
         };
-        poll_fn(|cx| waiting.poll(cx, sent, recorder)).await.map(|response| {
-            let (parts, recv) = response.into_parts();
-            ResponseHead {
-                status: parts.status,
-                headers: parts.headers,
-                body: RecvBody {
-                    recv,
-                    upload: (!waiting.upload.is_done()).then_some(waiting.upload),
-                    data_done: false,
-                    ended: false,
-                },
-            }
-        })
+        poll_fn(|cx| waiting.poll(cx, sent, recorder))
+            .await
+            .map(|response| {
+                let (parts, recv) = response.into_parts();
+                ResponseHead {
+                    status: parts.status,
+                    headers: parts.headers,
+                    body: RecvBody {
+                        recv,
+                        upload: (!waiting.upload.is_done()).then_some(waiting.upload),
+                        data_done: false,
+                        ended: false,
+                    },
+                }
+            })
     }
 }
 
@@ -104,7 +111,11 @@ impl Waiting<'_> {
             self.upload_told = true;
             recorder.emit(RequestEvent::UploadEnd);
         }
-        let phase = if self.upload_told { Phase::Wait } else { Phase::Send };
+        let phase = if self.upload_told {
+            Phase::Wait
+        } else {
+            Phase::Send
+        };
         let unknown = if self.informational > 0 {
             ReplaySafety::Processed
         } else {
@@ -119,10 +130,14 @@ impl Waiting<'_> {
                 return Poll::Ready(Err(error.at(phase).with_replay(ReplaySafety::Processed)));
             }
         }
-        let response = ready!(Pin::new(&mut self.response).poll(cx))
-            .map_err(|e| fail(e, phase, unknown))?;
+        let response =
+            ready!(Pin::new(&mut self.response).poll(cx)).map_err(|e| fail(e, phase, unknown))?;
         let stream = self.response.stream_id().as_u32();
-        let at = self.handle.shared.tap.headers_at(stream, self.informational);
+        let at = self
+            .handle
+            .shared
+            .tap
+            .headers_at(stream, self.informational);
         recorder.emit(RequestEvent::FirstByte(at));
         Poll::Ready(Ok(response))
     }
@@ -155,17 +170,21 @@ impl Upload {
             body,
             pending: Bytes::new(),
             left: length,
-            stage: if length == Some(0) { Stage::Complete } else { Stage::Body },
+            stage: if length == Some(0) {
+                Stage::Complete
+            } else {
+                Stage::Body
+            },
         };
-        if let Some(bytes) = upload.body.as_bytes().filter(|b| !b.is_empty()) {
-            if bytes.len() <= SEND_AT_ONCE {
-                // Without capacity h2 buffers it; what fits the initial window leaves at once.
-                sent.fetch_add(bytes.len() as u64, Relaxed);
-                upload.stage = match upload.stream.send_data(bytes.clone(), true) {
-                    Ok(()) => Stage::Complete,
-                    Err(_) => Stage::Stopped,
-                };
-            }
+        if let Some(bytes) = upload.body.as_bytes().filter(|b| !b.is_empty())
+            && bytes.len() <= SEND_AT_ONCE
+        {
+            // Without capacity h2 buffers it; what fits the initial window leaves at once.
+            sent.fetch_add(bytes.len() as u64, Relaxed);
+            upload.stage = match upload.stream.send_data(bytes.clone(), true) {
+                Ok(()) => Stage::Complete,
+                Err(_) => Stage::Stopped,
+            };
         }
         upload
     }
@@ -261,7 +280,9 @@ impl Upload {
     fn abort(&mut self, error: Error) -> Error {
         self.stage = Stage::Stopped;
         self.stream.send_reset(Reason::CANCEL);
-        error.at(Phase::Send).with_replay(ReplaySafety::MaybeProcessed)
+        error
+            .at(Phase::Send)
+            .with_replay(ReplaySafety::MaybeProcessed)
     }
 }
 
@@ -299,7 +320,9 @@ impl RecvBody {
             }
             if let Poll::Ready(Err(error)) = polled {
                 self.ended = true;
-                let error = error.at(Phase::Receive).with_replay(ReplaySafety::Processed);
+                let error = error
+                    .at(Phase::Receive)
+                    .with_replay(ReplaySafety::Processed);
                 return Poll::Ready(Some(Err(error)));
             }
         }
@@ -355,7 +378,11 @@ fn fail(error: h2::Error, phase: Phase, unknown: ReplaySafety) -> Error {
         (
             ErrorKind::Refused,
             "the peer sent GOAWAY and did not process the request",
-            if unknown == ReplaySafety::Processed { unknown } else { ReplaySafety::Unprocessed },
+            if unknown == ReplaySafety::Processed {
+                unknown
+            } else {
+                ReplaySafety::Unprocessed
+            },
         )
     } else if error.is_reset() && error.is_remote() {
         match reason {
@@ -368,7 +395,11 @@ fn fail(error: h2::Error, phase: Phase, unknown: ReplaySafety) -> Error {
             _ => (ErrorKind::Refused, "the peer reset the stream", unknown),
         }
     } else if error.is_io() {
-        (ErrorKind::ConnectionLost, "the HTTP/2 connection was lost", unknown)
+        (
+            ErrorKind::ConnectionLost,
+            "the HTTP/2 connection was lost",
+            unknown,
+        )
     } else {
         (ErrorKind::Protocol, "the peer broke HTTP/2", unknown)
     };

@@ -56,14 +56,16 @@ impl StreamSlots {
             if word & RETIRED != 0 || count(word) >= limit(word) {
                 return None;
             }
-            let swapped = self.word.compare_exchange_weak(
-                word,
-                word + 1,
-                Ordering::SeqCst,
-                Ordering::SeqCst,
-            );
+            let swapped =
+                self.word
+                    .compare_exchange_weak(word, word + 1, Ordering::SeqCst, Ordering::SeqCst);
             match swapped {
-                Ok(_) => return Some(Taken { before: count(word), limit: limit(word) }),
+                Ok(_) => {
+                    return Some(Taken {
+                        before: count(word),
+                        limit: limit(word),
+                    });
+                }
                 Err(current) => word = current,
             }
         }
@@ -98,7 +100,10 @@ impl StreamSlots {
     /// No new streams from now on. `None` if it was retired before.
     pub(crate) fn retire(&self) -> Option<Released> {
         let before = self.word.fetch_or(RETIRED, Ordering::SeqCst);
-        (before & RETIRED == 0).then(|| Released { in_use: count(before), retired: true })
+        (before & RETIRED == 0).then(|| Released {
+            in_use: count(before),
+            retired: true,
+        })
     }
 
     /// Retires it only if no stream is in use. `None` if one is, or it was retired before.
@@ -115,7 +120,12 @@ impl StreamSlots {
                 Ordering::SeqCst,
             );
             match swapped {
-                Ok(_) => return Some(Released { in_use: 0, retired: true }),
+                Ok(_) => {
+                    return Some(Released {
+                        in_use: 0,
+                        retired: true,
+                    });
+                }
                 Err(current) => word = current,
             }
         }
@@ -138,16 +148,34 @@ mod tests {
     #[test]
     fn limit_that_falls_below_what_is_in_use_lets_streams_finish() {
         let slots = StreamSlots::new(2);
-        assert_eq!(slots.try_acquire(), Some(Taken { before: 0, limit: 2 }));
+        assert_eq!(
+            slots.try_acquire(),
+            Some(Taken {
+                before: 0,
+                limit: 2
+            })
+        );
         assert!(slots.try_acquire().is_some() && slots.try_acquire().is_none());
         assert!(!slots.set_limit(0));
         assert_eq!(slots.release().in_use, 1);
         assert!(slots.try_acquire().is_none());
-        assert_eq!(slots.release(), Released { in_use: 0, retired: false });
+        assert_eq!(
+            slots.release(),
+            Released {
+                in_use: 0,
+                retired: false
+            }
+        );
         assert!(slots.set_limit(1));
         assert!(slots.try_acquire().is_some());
         assert!(slots.retire_if_idle().is_none());
-        assert_eq!(slots.retire(), Some(Released { in_use: 1, retired: true }));
+        assert_eq!(
+            slots.retire(),
+            Some(Released {
+                in_use: 1,
+                retired: true
+            })
+        );
         assert!(slots.retire().is_none() && slots.try_acquire().is_none());
         assert!(slots.release().retired);
     }
@@ -194,7 +222,11 @@ mod loom_tests {
                 thread.join().unwrap();
             }
             assert_eq!(slots.in_use(), 0);
-            assert_eq!(idle.load(Ordering::SeqCst), 0, "a retired connection is not idle");
+            assert_eq!(
+                idle.load(Ordering::SeqCst),
+                0,
+                "a retired connection is not idle"
+            );
         });
     }
 

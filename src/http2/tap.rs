@@ -234,7 +234,11 @@ impl TapState {
 
     fn see(&self, seen: Seen, at: u64) {
         match seen {
-            Seen::Frame(FrameHeader { kind: HEADERS, stream, .. }) => {
+            Seen::Frame(FrameHeader {
+                kind: HEADERS,
+                stream,
+                ..
+            }) => {
                 let stamp = self.stamp(stream);
                 if stamp.stream.load(Ordering::Relaxed) != stream {
                     stamp.headers.store(0, Ordering::Relaxed);
@@ -248,13 +252,19 @@ impl TapState {
                     stamp.last.store(at, Ordering::Relaxed);
                 }
             }
-            Seen::Frame(FrameHeader { kind: DATA, stream, .. }) => {
+            Seen::Frame(FrameHeader {
+                kind: DATA, stream, ..
+            }) => {
                 let stamp = self.stamp(stream);
                 if stamp.stream.load(Ordering::Relaxed) == stream {
                     stamp.has_data.store(true, Ordering::Relaxed);
                 }
             }
-            Seen::Frame(FrameHeader { kind: SETTINGS, flags, .. }) if flags & ACK == 0 => {
+            Seen::Frame(FrameHeader {
+                kind: SETTINGS,
+                flags,
+                ..
+            }) if flags & ACK == 0 => {
                 self.settings_seen.store(true, Ordering::Release);
             }
             Seen::Frame(_) => {}
@@ -401,7 +411,10 @@ pub(crate) fn check_splits(input: &[u8], piece: usize) {
     }
     expected.extend_from_slice(rest);
     assert_eq!(out, expected);
-    let seen_frames = frames.iter().filter(|s| matches!(s, Seen::Frame(_))).count();
+    let seen_frames = frames
+        .iter()
+        .filter(|s| matches!(s, Seen::Frame(_)))
+        .count();
     assert_eq!(seen_frames, expected_frames);
 }
 
@@ -437,7 +450,10 @@ mod tests {
         }
         let mut seen = Vec::new();
         Scanner::default().scan(&mut bytes.clone(), 0, |s| seen.push(s));
-        assert!(seen.contains(&Seen::GoAway { last_stream: 5, code: 11 }));
+        assert!(seen.contains(&Seen::GoAway {
+            last_stream: 5,
+            code: 11
+        }));
     }
 
     #[test]
@@ -452,9 +468,19 @@ mod tests {
     fn stamp_is_that_of_the_final_head_even_after_informational_ones() {
         let state = TapState::new();
         let headers = |stream| {
-            Seen::Frame(FrameHeader { len: 1, kind: HEADERS, flags: 4, stream })
+            Seen::Frame(FrameHeader {
+                len: 1,
+                kind: HEADERS,
+                flags: 4,
+                stream,
+            })
         };
-        let data = Seen::Frame(FrameHeader { len: 1, kind: DATA, flags: 0, stream: 1 });
+        let data = Seen::Frame(FrameHeader {
+            len: 1,
+            kind: DATA,
+            flags: 0,
+            stream: 1,
+        });
         state.see(headers(1), 10);
         state.see(headers(1), 20);
         state.see(data, 30);

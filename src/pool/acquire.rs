@@ -59,16 +59,24 @@ pub(crate) async fn acquire(
         let (lease, mut how, mut dial) = match host.checkout()? {
             Checkout::Gone => continue,
             Checkout::Lease(lease, how) => (lease, how, None),
-            Checkout::Line(place) => match wait(place, recorder, limits).await? {
-                Grant { lease, how, dial, .. } => (lease, how, dial),
-            },
+            Checkout::Line(place) => {
+                let grant = wait(place, recorder, limits).await?;
+                (grant.lease, grant.how, grant.dial)
+            }
         };
         if fresh == Some(lease.info().id()) {
             // Its own dial, that it waited for.
             how = ConnectionUse::New;
             dial = Some(lease.info().shared_trace());
         }
-        if let Some(lease) = probe(lease).await {
+        // What comes straight from its dial still holds the end of the handshake back, so that it
+        // leaves with the request.
+        let is_new = dial.is_some();
+        if let Some(lease) = if is_new {
+            Some(lease)
+        } else {
+            probe(lease).await
+        } {
             recorder.emit(RequestEvent::Acquired { how, dial });
             lease.info().count_request();
             return Ok(lease);
@@ -148,7 +156,11 @@ async fn wait(
                 note(recorder, since, grant.covered, grant.dial.as_deref());
                 Ok(grant)
             }
-            Ok(Err(Denied { error, covered, dial })) => {
+            Ok(Err(Denied {
+                error,
+                covered,
+                dial,
+            })) => {
                 match dial {
                     // It failed with this dial: its phases are what was waited for.
                     Some(dial) => {
@@ -177,13 +189,21 @@ fn note(
     let Some(enter) = covered else { return };
     let leave = served_by.map_or(leave, |trace| trace.start.min(leave));
     if leave > enter {
-        recorder.emit(RequestEvent::Waited(Waited { why: WaitCause::Dial, enter, leave }));
+        recorder.emit(RequestEvent::Waited(Waited {
+            why: WaitCause::Dial,
+            enter,
+            leave,
+        }));
     }
 }
 
 fn note_limit(recorder: &mut RequestRecorder, enter: Instant, leave: Instant) {
     if leave > enter {
-        recorder.emit(RequestEvent::Waited(Waited { why: WaitCause::Limit, enter, leave }));
+        recorder.emit(RequestEvent::Waited(Waited {
+            why: WaitCause::Limit,
+            enter,
+            leave,
+        }));
     }
 }
 
@@ -197,14 +217,26 @@ struct Alarm {
 impl Alarm {
     fn next(since: Instant, covered: Option<Instant>, limits: WaitLimits) -> Self {
         let own = match covered {
-            Some(covered) => limits.connect.map(|d| (deadline(covered, d), "connect timeout", d)),
-            None => limits.queue.map(|d| (deadline(since, d), "queue timeout", d)),
+            Some(covered) => limits
+                .connect
+                .map(|d| (deadline(covered, d), "connect timeout", d)),
+            None => limits
+                .queue
+                .map(|d| (deadline(since, d), "queue timeout", d)),
         };
         let total = limits.until.map(|(at, d)| (at, "timeout", d));
         let first = own.into_iter().chain(total).min_by_key(|(at, ..)| *at);
         match first {
-            Some((at, what, limit)) => Self { at: Some(at), what, limit },
-            None => Self { at: None, what: "", limit: Duration::ZERO },
+            Some((at, what, limit)) => Self {
+                at: Some(at),
+                what,
+                limit,
+            },
+            None => Self {
+                at: None,
+                what: "",
+                limit: Duration::ZERO,
+            },
         }
     }
 
@@ -237,10 +269,12 @@ impl Alarm {
         };
         Error::new(
             ErrorKind::Timeout,
-            format!("{why} took longer than the {} of {:?}", self.what, self.limit),
+            format!(
+                "{why} took longer than the {} of {:?}",
+                self.what, self.limit
+            ),
         )
         .at(phase)
         .with_origin(place.host.plan.origin_text.clone())
     }
 }
-

@@ -51,7 +51,9 @@ impl Capacity {
                 (open < self.max).then_some(open + 1)
             })
             .ok()
-            .map(|_| Permit { capacity: self.clone() })
+            .map(|_| Permit {
+                capacity: self.clone(),
+            })
     }
 
     /// Gets in line for a permit. Look once more afterwards: one may have been given back between.

@@ -60,8 +60,22 @@ struct Guard(Option<DialTask>);
 impl Guard {
     fn finish(&mut self, result: Result<Opened, Error>) {
         let Some(task) = self.0.take() else { return };
-        let DialTask { id, sink, plan: _, deps: _, recorder, permit, report } = task;
-        sink.dialled(Dialled { id, result, permit, recorder, report });
+        let DialTask {
+            id,
+            sink,
+            plan: _,
+            deps: _,
+            recorder,
+            permit,
+            report,
+        } = task;
+        sink.dialled(Dialled {
+            id,
+            result,
+            permit,
+            recorder,
+            report,
+        });
     }
 }
 

@@ -171,7 +171,12 @@ impl Host {
                 }
             }
             let waiting = self.shared.waiting.load(Ordering::SeqCst);
-            if self.shared.limits.max_waiting.is_some_and(|max| waiting >= max) {
+            if self
+                .shared
+                .limits
+                .max_waiting
+                .is_some_and(|max| waiting >= max)
+            {
                 self.shared.counters.limit_hit();
                 return Err(Error::new(
                     ErrorKind::Limit,
@@ -184,7 +189,12 @@ impl Host {
             self.count_waiting(1);
             ticket
         };
-        let place = Place { host: self.clone(), ticket, receiver, since: at };
+        let place = Place {
+            host: self.clone(),
+            ticket,
+            receiver,
+            since: at,
+        };
         self.drive();
         if matches!(self.standing(ticket), Some((None, _))) {
             self.shared.counters.limit_hit();
@@ -233,7 +243,9 @@ impl Host {
 
     fn count_waiting(&self, change: isize) {
         self.waiting.fetch_add(change as usize, Ordering::SeqCst);
-        self.shared.waiting.fetch_add(change as usize, Ordering::SeqCst);
+        self.shared
+            .waiting
+            .fetch_add(change as usize, Ordering::SeqCst);
     }
 
     /// Since when a dial runs for this waiter, and the oldest dial; `None` once it has left.
@@ -255,7 +267,11 @@ impl Host {
                 let at = now();
                 self.serve(state, at, &mut grants, &mut overdue);
                 state.cover(at);
-                if self.shared.is_closed() { 0 } else { state.dials_wanted(self.shared.rules(), at) }
+                if self.shared.is_closed() {
+                    0
+                } else {
+                    state.dials_wanted(self.shared.rules(), at)
+                }
             };
             for (conn, why) in overdue {
                 self.clone().close(conn, why);
@@ -299,7 +315,15 @@ impl Host {
             };
             let Waiter { whom, covered, .. } = state.line.pop().expect("the line is not empty");
             self.count_waiting(-1);
-            grants.push((whom, Ok(Grant { lease, how, dial: None, covered })));
+            grants.push((
+                whom,
+                Ok(Grant {
+                    lease,
+                    how,
+                    dial: None,
+                    covered,
+                }),
+            ));
         }
     }
 
@@ -364,9 +388,12 @@ impl Host {
     pub(crate) fn dial_for(self: &Arc<Self>, report: Report) -> Result<(), Error> {
         let limit = |what: &str| {
             self.shared.counters.limit_hit();
-            Error::new(ErrorKind::Limit, format!("no connection is free under {what}"))
-                .at(Phase::Queue)
-                .with_origin(self.plan.origin_text.clone())
+            Error::new(
+                ErrorKind::Limit,
+                format!("no connection is free under {what}"),
+            )
+            .at(Phase::Queue)
+            .with_origin(self.plan.origin_text.clone())
         };
         if self.shared.is_closed() {
             return Err(pool_closed().with_origin(self.plan.origin_text.clone()));
@@ -390,13 +417,20 @@ impl Host {
     /// Idle HTTP/1.1 connections, live HTTP/2 connections, and the protocol if it is known.
     pub(crate) fn warmth(&self) -> (Vec<ConnectionInfo>, Vec<Arc<H2Conn>>, Option<Version>) {
         let books = lock(&self.books);
-        let idle = books.state.idle.iter().map(|i| i.conn.info.clone()).collect();
+        let idle = books
+            .state
+            .idle
+            .iter()
+            .map(|i| i.conn.info.clone())
+            .collect();
         (idle, books.state.shared.clone(), books.state.verdict)
     }
 
     fn opened(self: &Arc<Self>, id: u64, opened: Opened, permit: Permit, report: Option<Report>) {
         let Opened { info, link } = opened;
-        self.shared.counters.opened(info.tls_resumed() == Some(true));
+        self.shared
+            .counters
+            .opened(info.tls_resumed() == Some(true));
         let retire_at = self.shared.retire_at(info.ready_at());
         match link {
             Link::Http1(http1) => self.opened_http1(id, http1, info.clone(), permit, retire_at),
@@ -420,10 +454,20 @@ impl Host {
     ) {
         let trace = info.shared_trace();
         let this: Weak<Self> = self.this.clone();
-        let conn = H1Conn { http1, info, permit, wake: IdleWake::new(this), retire_at };
+        let conn = H1Conn {
+            http1,
+            info,
+            permit,
+            wake: IdleWake::new(this),
+            retire_at,
+        };
         let waiter = {
             let mut books = lock(&self.books);
-            books.live.push(Live { id: conn.info.id(), info: conn.info.clone(), killer: None });
+            books.live.push(Live {
+                id: conn.info.id(),
+                info: conn.info.clone(),
+                killer: None,
+            });
             let state = &mut books.state;
             state.verdict = Some(Version::HTTP_11);
             state.open += 1;
@@ -559,7 +603,8 @@ impl Host {
         let at = now();
         conn.set_idle_since(at);
         let expires = deadline(at, self.shared.limits.http2_keepalive_expiry);
-        self.janitor.due_at(conn.retire_at.map_or(expires, |retire| retire.min(expires)));
+        self.janitor
+            .due_at(conn.retire_at.map_or(expires, |retire| retire.min(expires)));
         let idle = self.shared.idle.load(Ordering::SeqCst);
         if idle > self.shared.limits.max_keepalive_connections {
             self.retire_idle(conn, CloseReason::IdleLimit);
@@ -629,12 +674,19 @@ impl Host {
         };
         if let Some(Idle { conn, .. }) = oldest {
             self.shared.idle.fetch_sub(1, Ordering::SeqCst);
-            let H1Conn { http1, info, permit, .. } = conn;
+            let H1Conn {
+                http1,
+                info,
+                permit,
+                ..
+            } = conn;
             http1.close();
             self.forget(&info, CloseReason::MadeRoom, None);
             return Some(permit);
         }
-        let _ = shared.iter().any(|conn| self.retire_idle(conn, CloseReason::MadeRoom));
+        let _ = shared
+            .iter()
+            .any(|conn| self.retire_idle(conn, CloseReason::MadeRoom));
         None
     }
 
@@ -656,7 +708,10 @@ impl Host {
     pub(crate) fn close_idle(self: &Arc<Self>, why: CloseReason) {
         let (idle, shared) = {
             let mut books = lock(&self.books);
-            (std::mem::take(&mut books.state.idle), books.state.shared.clone())
+            (
+                std::mem::take(&mut books.state.idle),
+                books.state.shared.clone(),
+            )
         };
         for Idle { conn, .. } in idle {
             self.shared.idle.fetch_sub(1, Ordering::SeqCst);
@@ -678,7 +733,14 @@ impl Host {
         let error = pool_closed().with_origin(self.plan.origin_text.clone());
         let denied = |waiter: Waiter<oneshot::Sender<Outcome>>| {
             let error = error.clone();
-            (waiter.whom, Err(Denied { error, covered: waiter.covered, dial: None }))
+            (
+                waiter.whom,
+                Err(Denied {
+                    error,
+                    covered: waiter.covered,
+                    dial: None,
+                }),
+            )
         };
         deliver(waiters.into_iter().map(denied).collect());
         self.close_idle(why);
@@ -691,7 +753,11 @@ impl Host {
     pub(crate) fn kill(&self) {
         let killers: Vec<_> = {
             let books = lock(&self.books);
-            books.live.iter().filter_map(|live| live.killer.clone()).collect()
+            books
+                .live
+                .iter()
+                .filter_map(|live| live.killer.clone())
+                .collect()
         };
         for killer in killers {
             killer.kill();
@@ -699,7 +765,11 @@ impl Host {
     }
 
     pub(crate) fn connections(&self) -> Vec<ConnectionInfo> {
-        lock(&self.books).live.iter().map(|live| live.info.clone()).collect()
+        lock(&self.books)
+            .live
+            .iter()
+            .map(|live| live.info.clone())
+            .collect()
     }
 
     /// Takes it off the books if nothing but memories is left since `before`.
@@ -711,7 +781,11 @@ impl Host {
     }
 }
 
-fn new_or_joined<W, D>(waiter: &Waiter<W>, dial: Option<&DialEntry<D>>, first: bool) -> ConnectionUse {
+fn new_or_joined<W, D>(
+    waiter: &Waiter<W>,
+    dial: Option<&DialEntry<D>>,
+    first: bool,
+) -> ConnectionUse {
     // It was there before the dial began and is the first that the dial serves: its own dial.
     if first && dial.is_some_and(|dial| dial.started >= waiter.since) {
         ConnectionUse::New
@@ -762,7 +836,15 @@ impl Home for Host {
                     ConnectionUse::Idle
                 };
                 let lease = Lease::H1(H1Lease::new(conn, self.clone()));
-                grant = Some((whom, Ok(Grant { lease, how, dial: None, covered })));
+                grant = Some((
+                    whom,
+                    Ok(Grant {
+                        lease,
+                        how,
+                        dial: None,
+                        covered,
+                    }),
+                ));
             } else if self.shared.try_idle() {
                 state.idle.push(Idle { conn, since: at });
             } else if state.idle.is_empty() {
@@ -790,7 +872,12 @@ impl Home for Host {
     }
 
     fn close(self: Arc<Self>, conn: H1Conn, why: CloseReason) {
-        let H1Conn { http1, info, permit, .. } = conn;
+        let H1Conn {
+            http1,
+            info,
+            permit,
+            ..
+        } = conn;
         http1.close();
         self.forget(&info, why, Some(permit));
     }
@@ -822,7 +909,13 @@ impl Home for Host {
 
 impl DialSink for Host {
     fn dialled(self: Arc<Self>, dialled: Dialled) {
-        let Dialled { id, result, permit, recorder, report } = dialled;
+        let Dialled {
+            id,
+            result,
+            permit,
+            recorder,
+            report,
+        } = dialled;
         match result {
             Ok(opened) => self.opened(id, opened, permit, report),
             Err(error) => {
@@ -874,7 +967,10 @@ impl Tended for Host {
                     Some(why) => overdue.push((idle.conn, why)),
                     None => {
                         let expires = deadline(idle.since, limits.keepalive_expiry);
-                        due(idle.conn.retire_at.map_or(expires, |retire| retire.min(expires)));
+                        due(idle
+                            .conn
+                            .retire_at
+                            .map_or(expires, |retire| retire.min(expires)));
                         state.idle.push(idle);
                     }
                 }
@@ -926,7 +1022,9 @@ impl Watching {
     }
 
     fn finish(&mut self, why: CloseReason) {
-        let Some(permit) = self.permit.take() else { return };
+        let Some(permit) = self.permit.take() else {
+            return;
+        };
         if let Some(conn) = self.conn.upgrade() {
             self.host.retire(&conn, why);
         }
@@ -944,7 +1042,10 @@ impl Drop for Watching {
 
 impl Watch for Watching {
     fn limit_changed(&self, limit: u32) {
-        let grew = self.conn.upgrade().map(|conn| conn.handle.slots().set_limit(limit));
+        let grew = self
+            .conn
+            .upgrade()
+            .map(|conn| conn.handle.slots().set_limit(limit));
         if grew == Some(true) && self.host.waiting.load(Ordering::SeqCst) > 0 {
             self.host.drive();
         }

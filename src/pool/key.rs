@@ -28,11 +28,23 @@ impl Key {
         static HASHER: OnceLock<RandomState> = OnceLock::new();
         // Every option shapes the connection. A new one does not compile until it is named here,
         // or kept out of `ConnectOptions` because it does not.
-        let ConnectOptions { protocols: _, tls: _, tcp: _, ip_version: _, isolation: _ } =
-            &*options;
-        let parts = Parts { origin, options, runtime };
+        let ConnectOptions {
+            protocols: _,
+            tls: _,
+            tcp: _,
+            ip_version: _,
+            isolation: _,
+        } = &*options;
+        let parts = Parts {
+            origin,
+            options,
+            runtime,
+        };
         let hash = HASHER.get_or_init(RandomState::new).hash_one(&parts);
-        Self { parts: Arc::new(parts), hash }
+        Self {
+            parts: Arc::new(parts),
+            hash,
+        }
     }
 
     pub(crate) fn origin(&self) -> &Origin {

@@ -57,7 +57,10 @@ pub(crate) struct IdleWake {
 
 impl IdleWake {
     pub(crate) fn new(home: Weak<dyn Home>) -> Arc<Self> {
-        Arc::new(Self { woken: AtomicBool::new(false), home })
+        Arc::new(Self {
+            woken: AtomicBool::new(false),
+            home,
+        })
     }
 
     pub(crate) fn waker(self: &Arc<Self>) -> Waker {
@@ -79,10 +82,10 @@ impl Wake for IdleWake {
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        if !self.woken.swap(true, Ordering::SeqCst) {
-            if let Some(home) = self.home.upgrade() {
-                home.idle_woken();
-            }
+        if !self.woken.swap(true, Ordering::SeqCst)
+            && let Some(home) = self.home.upgrade()
+        {
+            home.idle_woken();
         }
     }
 }
@@ -175,7 +178,10 @@ impl fmt::Debug for H1Lease {
 
 impl H1Lease {
     pub(crate) fn new(conn: H1Conn, home: Arc<dyn Home>) -> Self {
-        Self { conn: Some(conn), home }
+        Self {
+            conn: Some(conn),
+            home,
+        }
     }
 
     fn conn(&self) -> &H1Conn {
@@ -200,7 +206,10 @@ impl H1Lease {
         let home = self.home.clone();
         home.clone().upgraded(&conn.info);
         let (stream, left_over) = conn.http1.into_parts();
-        let lease = UpgradedLease { held: Some((conn.info, conn.permit)), home };
+        let lease = UpgradedLease {
+            held: Some((conn.info, conn.permit)),
+            home,
+        };
         (stream, left_over, lease)
     }
 }
@@ -252,7 +261,11 @@ impl fmt::Debug for H2Lease {
 impl H2Lease {
     /// The slot must have been taken.
     pub(crate) fn new(conn: Arc<H2Conn>, home: Arc<dyn Home>) -> Self {
-        Self { handle: conn.handle.clone(), conn, home }
+        Self {
+            handle: conn.handle.clone(),
+            conn,
+            home,
+        }
     }
 }
 

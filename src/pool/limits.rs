@@ -96,7 +96,9 @@ impl Limits {
 
     pub(crate) fn check(&self) -> Result<(), Error> {
         if self.max_connections == 0 {
-            return Err(Error::invalid("max_connections is 0: no request could be sent"));
+            return Err(Error::invalid(
+                "max_connections is 0: no request could be sent",
+            ));
         }
         if self.max_connections_per_host == Some(0) {
             return Err(Error::invalid(

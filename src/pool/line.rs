@@ -17,7 +17,11 @@ pub(crate) struct Line<W> {
 
 impl<W> Default for Line<W> {
     fn default() -> Self {
-        Self { places: VecDeque::new(), first: 0, len: 0 }
+        Self {
+            places: VecDeque::new(),
+            first: 0,
+            len: 0,
+        }
     }
 }
 

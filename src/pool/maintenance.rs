@@ -74,7 +74,10 @@ impl Janitor {
     /// Starts the task, once.
     pub(crate) fn ensure_started(self: &Arc<Self>, origins: Weak<dyn Origins>) {
         if !self.started.swap(true, Ordering::SeqCst) {
-            let gone = Gone { runtime: self.runtime.id(), origins: origins.clone() };
+            let gone = Gone {
+                runtime: self.runtime.id(),
+                origins: origins.clone(),
+            };
             self.runtime.spawn(self.clone().run(origins, gone));
         }
     }

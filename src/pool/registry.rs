@@ -105,7 +105,12 @@ impl Pool {
         let shared = &self.registry.shared;
         let idle = shared.idle.load(Ordering::SeqCst);
         let upgraded = shared.upgraded.load(Ordering::SeqCst);
-        let live = self.registry.all().iter().map(|h| h.connections().len()).sum::<usize>();
+        let live = self
+            .registry
+            .all()
+            .iter()
+            .map(|h| h.connections().len())
+            .sum::<usize>();
         ConnectionPoolStats {
             open: shared.capacity.open(),
             idle,
@@ -117,7 +122,11 @@ impl Pool {
     }
 
     pub(crate) fn connections(&self) -> Vec<ConnectionInfo> {
-        self.registry.all().iter().flat_map(|host| host.connections()).collect()
+        self.registry
+            .all()
+            .iter()
+            .flat_map(|host| host.connections())
+            .collect()
     }
 
     pub(crate) fn close_idle(&self) {

@@ -34,7 +34,9 @@ pub(crate) struct Shared {
 
 impl fmt::Debug for Shared {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Shared").field("limits", &self.limits).finish_non_exhaustive()
+        f.debug_struct("Shared")
+            .field("limits", &self.limits)
+            .finish_non_exhaustive()
     }
 }
 
@@ -73,7 +75,9 @@ impl Shared {
     pub(crate) fn try_idle(&self) -> bool {
         let max = self.limits.max_keepalive_connections;
         self.idle
-            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| (n < max).then_some(n + 1))
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| {
+                (n < max).then_some(n + 1)
+            })
             .is_ok()
     }
 
@@ -84,7 +88,10 @@ impl Shared {
         let lifetime = self.limits.max_lifetime?;
         let step = (SPREAD.fetch_add(1, Ordering::Relaxed) % 11) as u32;
         let spread = lifetime / 100 * step;
-        Some(crate::clock::deadline(ready, lifetime.saturating_sub(spread)))
+        Some(crate::clock::deadline(
+            ready,
+            lifetime.saturating_sub(spread),
+        ))
     }
 }
 

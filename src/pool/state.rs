@@ -101,14 +101,20 @@ impl<I, S: Multiplexed + Clone, W, D> HostState<I, S, W, D> {
         // A handful at most: sorting them beats any index. A slot may go between look and take.
         let mut order: Vec<&S> = self.shared.iter().collect();
         order.sort_by_key(|s| s.in_use());
-        order.into_iter().find_map(|s| Some((s.clone(), s.try_take()?)))
+        order
+            .into_iter()
+            .find_map(|s| Some((s.clone(), s.try_take()?)))
     }
 
     /// Gets in line.
     pub(crate) fn enqueue(&mut self, whom: W, now: Instant) -> Ticket {
-        let covered = (!self.dials.is_empty() && self.verdict != Some(Version::HTTP_11))
-            .then_some(now);
-        self.line.push(Waiter { whom, since: now, covered })
+        let covered =
+            (!self.dials.is_empty() && self.verdict != Some(Version::HTTP_11)).then_some(now);
+        self.line.push(Waiter {
+            whom,
+            since: now,
+            covered,
+        })
     }
 
     /// How many dials to start now for those who wait.
@@ -152,7 +158,11 @@ impl<I, S: Multiplexed + Clone, W, D> HostState<I, S, W, D> {
     pub(crate) fn dial_started(&mut self, what: D, now: Instant) -> u64 {
         let id = self.next_dial;
         self.next_dial += 1;
-        self.dials.push(DialEntry { id, started: now, what });
+        self.dials.push(DialEntry {
+            id,
+            started: now,
+            what,
+        });
         self.cover(now);
         id
     }
@@ -221,7 +231,10 @@ mod tests {
             let before = self.0.0.get();
             (before < self.0.1).then(|| {
                 self.0.0.set(before + 1);
-                Taken { before, limit: self.0.1 }
+                Taken {
+                    before,
+                    limit: self.0.1,
+                }
             })
         }
         fn in_use(&self) -> u32 {
@@ -233,7 +246,10 @@ mod tests {
     }
 
     type State = HostState<u32, Fake, u32, ()>;
-    const RULES: Rules = Rules { max_per_host: 10, max_shared: 4 };
+    const RULES: Rules = Rules {
+        max_per_host: 10,
+        max_shared: 4,
+    };
 
     fn state(verdict: Option<Version>, waiters: u32) -> (State, Instant) {
         let now = Instant::now();
@@ -262,7 +278,11 @@ mod tests {
             state.dial_started((), now);
         }
         assert_eq!(state.dials_wanted(RULES, now), 0);
-        let covered = state.line.iter_mut().filter(|w| w.covered.is_some()).count();
+        let covered = state
+            .line
+            .iter_mut()
+            .filter(|w| w.covered.is_some())
+            .count();
         assert_eq!(covered, 7);
         // The first is served by somebody else's connection: its dial is now for the eighth.
         state.line.pop();
@@ -297,10 +317,31 @@ mod tests {
     fn spare_connection_is_wanted_at_80_percent_and_not_before_settings() {
         let (mut state, now) = state(Some(Version::HTTP_2), 0);
         state.shared = vec![Fake::new(8, 10)];
-        assert!(state.wants_spare(Taken { before: 7, limit: 10 }, RULES, now));
-        assert!(!state.wants_spare(Taken { before: 6, limit: 10 }, RULES, now));
+        assert!(state.wants_spare(
+            Taken {
+                before: 7,
+                limit: 10
+            },
+            RULES,
+            now
+        ));
+        assert!(!state.wants_spare(
+            Taken {
+                before: 6,
+                limit: 10
+            },
+            RULES,
+            now
+        ));
         state.shared = vec![Fake(Rc::new((Cell::new(8), 10, false)))];
-        assert!(!state.wants_spare(Taken { before: 7, limit: 10 }, RULES, now));
+        assert!(!state.wants_spare(
+            Taken {
+                before: 7,
+                limit: 10
+            },
+            RULES,
+            now
+        ));
     }
 
     #[test]

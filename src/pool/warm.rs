@@ -52,7 +52,9 @@ pub(crate) async fn warm(host: &Arc<Host>, n: usize) -> WarmReport {
     let mut report = WarmReport::default();
     let (idle, shared, mut verdict) = host.warmth();
     report.connections.extend(idle.into_iter().map(ready));
-    report.connections.extend(shared.iter().map(|conn| ready(conn.info.clone())));
+    report
+        .connections
+        .extend(shared.iter().map(|conn| ready(conn.info.clone())));
     if verdict.is_none() && n > 0 && report.connections.is_empty() {
         // One dial tells the protocol.
         open(host, 1, &mut report).await;
@@ -74,7 +76,10 @@ pub(crate) async fn warm(host: &Arc<Host>, n: usize) -> WarmReport {
 }
 
 fn ready(connection: ConnectionInfo) -> WarmConnection {
-    WarmConnection { connection, opened: false }
+    WarmConnection {
+        connection,
+        opened: false,
+    }
 }
 
 async fn open(host: &Arc<Host>, n: usize, report: &mut WarmReport) {
@@ -92,7 +97,10 @@ async fn open(host: &Arc<Host>, n: usize, report: &mut WarmReport) {
     for dial in dials {
         match dial.await {
             Ok(Ok(connection)) => {
-                report.connections.push(WarmConnection { connection, opened: true });
+                report.connections.push(WarmConnection {
+                    connection,
+                    opened: true,
+                });
             }
             Ok(Err(error)) => report.error = Some(error),
             Err(_) => {

@@ -2,5 +2,5 @@
 
 mod socket;
 
-pub use socket::{Keepalive, TcpOptions};
 pub(crate) use socket::connect;
+pub use socket::{Keepalive, TcpOptions};

@@ -100,7 +100,11 @@ fn is_in_progress(error: &io::Error) -> bool {
 #[cfg(unix)]
 fn libc_einprogress() -> i32 {
     // The one errno std gives no stable kind for.
-    if cfg!(any(target_os = "macos", target_os = "ios", target_os = "freebsd")) {
+    if cfg!(any(
+        target_os = "macos",
+        target_os = "ios",
+        target_os = "freebsd"
+    )) {
         36
     } else {
         115
@@ -140,10 +144,16 @@ mod tests {
         let stream = connect(addr, &TcpOptions::default()).await.unwrap();
         let socket = SockRef::from(&stream);
         assert!(socket.tcp_nodelay().unwrap() && socket.keepalive().unwrap());
-        assert_eq!(socket.tcp_keepalive_time().unwrap(), Duration::from_secs(30));
+        assert_eq!(
+            socket.tcp_keepalive_time().unwrap(),
+            Duration::from_secs(30)
+        );
         #[cfg(target_os = "linux")]
         {
-            assert_eq!(socket.tcp_keepalive_interval().unwrap(), Duration::from_secs(10));
+            assert_eq!(
+                socket.tcp_keepalive_interval().unwrap(),
+                Duration::from_secs(10)
+            );
             assert_eq!(socket.tcp_keepalive_retries().unwrap(), 3);
             assert_eq!(
                 socket.tcp_user_timeout().unwrap(),
@@ -151,7 +161,10 @@ mod tests {
             );
         }
 
-        let off = TcpOptions::default().nodelay(false).keepalive(None).user_timeout(None);
+        let off = TcpOptions::default()
+            .nodelay(false)
+            .keepalive(None)
+            .user_timeout(None);
         let stream = connect(addr, &off).await.unwrap();
         let socket = SockRef::from(&stream);
         assert!(!socket.tcp_nodelay().unwrap() && !socket.keepalive().unwrap());

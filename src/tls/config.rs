@@ -125,7 +125,13 @@ impl TlsOptions {
     }
 
     fn build(&self) -> Result<ClientConfig, Error> {
-        let Self { builtin_roots, roots, min_version, resumption: _, key_log } = self;
+        let Self {
+            builtin_roots,
+            roots,
+            min_version,
+            resumption: _,
+            key_log,
+        } = self;
         let mut store = RootCertStore::empty();
         if *builtin_roots {
             store.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
@@ -150,7 +156,10 @@ impl TlsOptions {
             .with_root_certificates(store)
             .with_no_client_auth();
         if let Some(path) = key_log {
-            config.key_log = Arc::new(KeyLogFile { path: path.clone(), file: OnceLock::new() });
+            config.key_log = Arc::new(KeyLogFile {
+                path: path.clone(),
+                file: OnceLock::new(),
+            });
         }
         Ok(config)
     }
@@ -245,7 +254,10 @@ impl Identities {
         } else {
             Resumption::disabled()
         };
-        Ok(OriginTls { config: Arc::new(config), server_name })
+        Ok(OriginTls {
+            config: Arc::new(config),
+            server_name,
+        })
     }
 }
 

@@ -14,10 +14,7 @@ use crate::timing::{Phase, TlsFacts};
 use super::config::OriginTls;
 
 /// Performs the handshake over `io`. No byte of a request has been written when it fails.
-pub(crate) async fn handshake<S>(
-    tls: &OriginTls,
-    io: S,
-) -> Result<(TlsStream<S>, TlsFacts), Error>
+pub(crate) async fn handshake<S>(tls: &OriginTls, io: S) -> Result<(TlsStream<S>, TlsFacts), Error>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -53,7 +50,9 @@ fn facts(session: &rustls::ClientConnection) -> TlsFacts {
 
 /// Says what failed in words that name the cause: the certificate, the peer, the network.
 fn explain(error: io::Error) -> Error {
-    let cause = error.get_ref().and_then(|e| e.downcast_ref::<rustls::Error>());
+    let cause = error
+        .get_ref()
+        .and_then(|e| e.downcast_ref::<rustls::Error>());
     let message = match cause {
         Some(rustls::Error::InvalidCertificate(_)) => "the server's certificate is not valid",
         Some(rustls::Error::InvalidMessage(

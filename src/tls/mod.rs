@@ -8,7 +8,7 @@ mod config;
 mod handshake;
 mod session;
 
-pub use config::{TlsOptions, TlsVersion};
 pub(crate) use config::{Alpn, Identities, OriginTls, warm_provider};
+pub use config::{TlsOptions, TlsVersion};
 pub(crate) use handshake::handshake;
 pub use tokio_rustls::rustls::pki_types::CertificateDer;

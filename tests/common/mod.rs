@@ -37,11 +37,18 @@ impl World {
         for name in ["api.test", "other.test"] {
             dns.v4(name, &["127.0.0.1"]);
         }
-        let builder = ConnectionPool::builder()
-            .name_servers([dns.addr()])
-            .tls(TlsOptions::new().builtin_roots(false).add_root(pki.ca_der()));
+        let builder = ConnectionPool::builder().name_servers([dns.addr()]).tls(
+            TlsOptions::new()
+                .builtin_roots(false)
+                .add_root(pki.ca_der()),
+        );
         let pool = pool(builder).build().expect("valid options");
-        Self { server, dns, pki, pool }
+        Self {
+            server,
+            dns,
+            pki,
+            pool,
+        }
     }
 
     pub fn client(&self, protocols: Protocols) -> Client {
@@ -76,7 +83,10 @@ pub struct DropAfter<F> {
 
 impl<F> DropAfter<F> {
     pub fn new(future: F, polls: usize) -> Self {
-        Self { future: Some(Box::pin(future)), polls }
+        Self {
+            future: Some(Box::pin(future)),
+            polls,
+        }
     }
 }
 
@@ -117,14 +127,20 @@ pub async fn join_all<F: Future>(futures: impl IntoIterator<Item = F>) -> Vec<F:
         if all { Poll::Ready(()) } else { Poll::Pending }
     })
     .await;
-    futures.into_iter().filter_map(|(_, output)| output).collect()
+    futures
+        .into_iter()
+        .filter_map(|(_, output)| output)
+        .collect()
 }
 
 /// Waits, turn by turn of the runtime, for something that has no event of its own.
 pub async fn eventually(what: &str, mut is: impl FnMut() -> bool) {
     let patience = std::time::Instant::now() + Duration::from_secs(10);
     while !is() {
-        assert!(std::time::Instant::now() < patience, "never came true: {what}");
+        assert!(
+            std::time::Instant::now() < patience,
+            "never came true: {what}"
+        );
         tokio::task::yield_now().await;
     }
 }
