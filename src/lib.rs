@@ -133,3 +133,8 @@ pub use metrics::{ConnectionPoolStats, StepMetrics};
 pub use origin::{Origin, Scheme};
 pub use pool::{Limits, WarmConnection, WarmReport};
 pub use timing::{ConnectionTrace, ConnectionUse, Phase, RequestTiming};
+
+/// The README's example compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+pub struct Readme;

@@ -1,10 +1,10 @@
 //! The primitives whose interleavings loom explores: std's in the product, loom's under
-//! `--cfg loom`.
+//! `--cfg firstbyte_loom`.
 
-#[cfg(loom)]
-pub(crate) use loom::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-#[cfg(not(loom))]
-pub(crate) use std::sync::atomic::{AtomicU64, Ordering};
+#[cfg(firstbyte_loom)]
+pub(crate) use loom::sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
+#[cfg(not(firstbyte_loom))]
+pub(crate) use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

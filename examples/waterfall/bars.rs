@@ -43,7 +43,7 @@ impl Scale {
         let length = self.cells_of(time);
         let eighths = ((length * 8.0).round() as usize).clamp(1, self.cells * 8);
         let mut bar = "█".repeat(eighths / 8);
-        if eighths % 8 > 0 {
+        if !eighths.is_multiple_of(8) {
             bar.push(PARTS[eighths % 8]);
         }
         let first = self.cells_of(start).round() as usize;

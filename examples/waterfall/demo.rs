@@ -61,7 +61,7 @@ pub(crate) async fn run(report: Report) -> Result<(), Trouble> {
     pool.close_idle();
     send(
         "resumed",
-        "a new connection takes up the TLS session of the first; the name is cached",
+        "a new connection takes up the first one's TLS session",
         Shape::Phases,
         one(&h2),
         1,

@@ -66,22 +66,22 @@ pub(crate) fn statistics(stats: &ConnectionPoolStats, view: View) -> Vec<Line> {
         (
             "reuse rate",
             rate,
-            format!("{reused} of {total} requests waited for no connection phase"),
+            format!("{reused} of {total} waited for no connection phase"),
         ),
         (
             "look-ups saved",
             stats.dns_lookups_saved.to_string(),
-            "requests that waited for no DNS query".into(),
+            "waited for no DNS query".into(),
         ),
         (
             "handshakes saved",
             stats.tls_handshakes_saved.to_string(),
-            "https requests on a reused connection".into(),
+            "https, on a connection that was there already".into(),
         ),
         (
             "overhead saved",
             saved,
-            "as measured when each reused connection was opened".into(),
+            "what opening those connections had cost".into(),
         ),
     ];
     let mut lines = vec![Line::of(
@@ -89,11 +89,10 @@ pub(crate) fn statistics(stats: &ConnectionPoolStats, view: View) -> Vec<Line> {
         format!(" The pool after {total} requests"),
     )];
     for (name, value, about) in big {
-        let line = Line::of(Tone::Plain, format!("   {name}")).pad_to(LABEL);
-        lines.push(
-            line.and(Tone::Good, format!("{value:<11}"))
-                .and(Tone::Dim, about),
-        );
+        let label = Line::of(Tone::Plain, format!("   {name}"));
+        let value = Line::of(Tone::Good, format!("{value:<11}"));
+        let about = Line::of(Tone::Dim, about);
+        lines.extend(flow(label, LABEL, "", vec![value, about], view.width));
     }
     let counted = |name: &str, n: u64| Line::of(Tone::Plain, format!("{n} {name}"));
     let opened = vec![

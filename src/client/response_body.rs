@@ -230,7 +230,14 @@ impl ResponseBody {
 
     fn fail(&mut self, error: Error) -> Error {
         self.finish();
+        self.describe(error)
+    }
+
+    /// The error with everything that is known of the call.
+    pub(crate) fn describe(&self, error: Error) -> Error {
         error
+            .at(Phase::Receive)
+            .with_replay(ReplaySafety::Processed)
             .with_origin(self.call.info.origin())
             .with_attempt(
                 self.call.recorder.attempts(),

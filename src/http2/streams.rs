@@ -140,7 +140,7 @@ impl StreamSlots {
     }
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(all(test, not(firstbyte_loom)))]
 mod tests {
     // layering: uses this module alone.
     use super::*;
@@ -181,12 +181,12 @@ mod tests {
     }
 }
 
-/// `RUSTFLAGS="--cfg loom" cargo test --release --lib loom_`
-#[cfg(all(test, loom))]
+/// `RUSTFLAGS="--cfg firstbyte_loom" cargo test --release --lib loom_`
+#[cfg(all(test, firstbyte_loom))]
 mod loom_tests {
     // layering: uses this module and sync, which is below.
     use super::*;
-    use crate::sync::AtomicUsize;
+    use crate::sync::{AtomicUsize, fence};
     use loom::sync::Arc;
     use loom::thread;
 
@@ -242,10 +242,12 @@ mod loom_tests {
                 let (slots, waiting) = (slots.clone(), waiting.clone());
                 thread::spawn(move || {
                     waiting.fetch_add(1, Ordering::SeqCst);
+                    fence(Ordering::SeqCst);
                     slots.try_acquire().is_some()
                 })
             };
             slots.release();
+            fence(Ordering::SeqCst);
             let told = waiting.load(Ordering::SeqCst) > 0;
             let served = waiter.join().unwrap();
             assert!(served || told, "slot free, waiter asleep, nobody told it");

@@ -17,7 +17,7 @@ use crate::error::{Error, ErrorKind};
 use crate::event::DialRecorder;
 use crate::http1::Http1;
 use crate::http2::{Driver, Http2, Released, Watch};
-use crate::sync::lock;
+use crate::sync::{fence, lock};
 use crate::timing::{ConnectionTrace, ConnectionUse, Phase};
 
 use super::capacity::{Blocked, Permit};
@@ -241,8 +241,15 @@ impl Host {
         }
     }
 
+    /// Whether somebody is in line, for who has just given something back.
+    fn has_waiters(&self) -> bool {
+        fence(Ordering::SeqCst);
+        self.waiting.load(Ordering::SeqCst) > 0
+    }
+
     fn count_waiting(&self, change: isize) {
         self.waiting.fetch_add(change as usize, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
         self.shared
             .waiting
             .fetch_add(change as usize, Ordering::SeqCst);
@@ -642,7 +649,7 @@ impl Host {
         };
         // The last handle ends the connection: not under the lock.
         drop(removed);
-        if self.waiting.load(Ordering::SeqCst) > 0 {
+        if self.has_waiters() {
             self.drive();
         }
     }
@@ -658,7 +665,7 @@ impl Host {
         self.shared.counters.closed(why);
         self.janitor.due_at(deadline(now(), REMEMBER_ORIGIN));
         drop(permit);
-        if self.waiting.load(Ordering::SeqCst) > 0 {
+        if self.has_waiters() {
             self.drive();
         }
     }
@@ -887,7 +894,7 @@ impl Home for Host {
             self.shared.idle.fetch_add(1, Ordering::SeqCst);
             self.went_idle(conn);
         }
-        if self.waiting.load(Ordering::SeqCst) > 0 {
+        if self.has_waiters() {
             self.drive();
         }
     }
@@ -1046,7 +1053,7 @@ impl Watch for Watching {
             .conn
             .upgrade()
             .map(|conn| conn.handle.slots().set_limit(limit));
-        if grew == Some(true) && self.host.waiting.load(Ordering::SeqCst) > 0 {
+        if grew == Some(true) && self.host.has_waiters() {
             self.host.drive();
         }
     }
@@ -1059,7 +1066,7 @@ impl Watch for Watching {
 
     fn settled(&self) {
         self.settled.notify_waiters();
-        if self.host.waiting.load(Ordering::SeqCst) > 0 {
+        if self.host.has_waiters() {
             self.host.drive();
         }
     }
