@@ -9,7 +9,7 @@ use http::{HeaderMap, StatusCode, Version};
 use http_body::Body as _;
 
 use crate::connection::ConnectionInfo;
-use crate::error::{Error, ErrorKind, ReplaySafety};
+use crate::error::{Error, ErrorKind};
 use crate::io::PeerAddr;
 use crate::metrics::StepMetrics;
 use crate::timing::{ConnectionUse, RequestTiming};
@@ -122,12 +122,8 @@ impl Response {
         if !status.is_client_error() && !status.is_server_error() {
             return Ok(self);
         }
-        Err(
-            Error::new(ErrorKind::Status, format!("the server answered {status}"))
-                .with_origin(self.body.connection().origin())
-                .with_replay(ReplaySafety::Processed)
-                .with_timing(self.timing()),
-        )
+        let error = Error::new(ErrorKind::Status, format!("the server answered {status}"));
+        Err(self.body.describe(error))
     }
 
     /// The next piece of the body; `None` at its end. Trailers are skipped.
@@ -177,16 +173,11 @@ impl Response {
         if size <= self.max_body_bytes {
             return Ok(());
         }
-        Err(Error::new(
-            ErrorKind::TooLarge,
-            format!(
-                "the body is larger than max_body_bytes of {}",
-                self.max_body_bytes
-            ),
-        )
-        .at(crate::timing::Phase::Receive)
-        .with_origin(self.body.connection().origin())
-        .with_replay(ReplaySafety::Processed))
+        let message = format!(
+            "the body is larger than max_body_bytes of {}",
+            self.max_body_bytes
+        );
+        Err(self.body.describe(Error::new(ErrorKind::TooLarge, message)))
     }
 
     /// The whole body as text: UTF-8, with what is not UTF-8 replaced.
@@ -205,30 +196,20 @@ impl Response {
     /// crate does not decode; and as [`bytes`](Self::bytes).
     #[cfg(feature = "json")]
     pub async fn json<T: serde::de::DeserializeOwned>(&mut self) -> Result<T, Error> {
-        let decode = |message: String| {
-            Error::new(ErrorKind::Decode, message)
-                .with_origin(self.body.connection().origin())
-                .with_replay(ReplaySafety::Processed)
-        };
         if let Some(encoding) = self.parts.headers.get(http::header::CONTENT_ENCODING)
             && encoding != "identity"
         {
             let name = crate::error::escape_peer_text(encoding.as_bytes());
-            return Err(decode(format!(
-                "the body has content-encoding {name}, which is not decoded here"
-            )));
+            let message =
+                format!("the body has content-encoding {name}, which is not decoded here");
+            return Err(self.body.describe(Error::new(ErrorKind::Decode, message)));
         }
         let bytes = self.bytes().await?;
         serde_json::from_slice(&bytes).map_err(|e| {
-            let start = bytes.len().min(64);
-            let piece = crate::error::escape_peer_text(&bytes[..start]);
-            Error::new(
-                ErrorKind::Decode,
-                format!("the body is not the JSON expected; it begins `{piece}`"),
-            )
-            .with_origin(self.body.connection().origin())
-            .with_replay(ReplaySafety::Processed)
-            .with_source(e)
+            let piece = crate::error::escape_peer_text(&bytes[..bytes.len().min(64)]);
+            let message = format!("the body is not the JSON expected; it begins `{piece}`");
+            let error = Error::new(ErrorKind::Decode, message).with_source(e);
+            self.body.describe(error)
         })
     }
 
