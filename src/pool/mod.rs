@@ -8,6 +8,7 @@
 //!  registry  key -> Host           one lookup without a lock
 //!  acquire   checkout, or a place in line
 //!  host      HostState under its own lock: idle h1 (last in, first out), shared h2, dials, line
+//!  arrivals, departures, upkeep   the same host: dials end, requests end, time passes
 //!  dial      a task per dial; belongs to the pool, not to who asked
 //!  lease     gives back on drop, at whatever await
 //!  maintenance  one task per runtime: expiry, closes noticed while idle
@@ -16,7 +17,9 @@
 //! Lock order: a host's lock is never held together with another lock of the pool.
 
 mod acquire;
+mod arrivals;
 mod capacity;
+mod departures;
 mod dial;
 mod host;
 mod key;
@@ -27,6 +30,7 @@ mod maintenance;
 mod registry;
 mod shared;
 mod state;
+mod upkeep;
 mod warm;
 
 pub(crate) use acquire::{Acquire, WaitLimits, acquire};
