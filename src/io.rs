@@ -218,6 +218,8 @@ enum Cork {
     UntilRead,
     Held,
     Open,
+    /// Every write is written at once: whoever writes may not know that it has to flush.
+    Through,
 }
 
 /// The wrapper next to the socket: cork, read buffer, stamps and counts.
@@ -254,6 +256,11 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Wire<T> {
             last_read: None,
             written: 0,
         }
+    }
+
+    /// From now on every write is written at once: HTTP hands the connection over.
+    pub(crate) fn write_through(&mut self) {
+        self.cork = Cork::Through;
     }
 
     /// The transport below.
@@ -374,10 +381,11 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Wire<T> {
             return Poll::Ready(Err(error));
         }
         let total: usize = bufs.iter().map(|b| b.len()).sum();
-        if this.out.len() + total > WRITE_THROUGH {
+        let at_once = total > WRITE_THROUGH || this.cork == Cork::Through;
+        if at_once || this.out.len() + total > WRITE_THROUGH {
             ready!(this.poll_drain(cx))?;
         }
-        if total > WRITE_THROUGH {
+        if at_once {
             let n = ready!(Pin::new(&mut this.io).poll_write_vectored(cx, bufs))?;
             this.written += n as u64;
             return Poll::Ready(Ok(n));
@@ -394,7 +402,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Wire<T> {
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        if this.cork != Cork::Open {
+        if matches!(this.cork, Cork::UntilRead | Cork::Held) {
             return Poll::Ready(Ok(()));
         }
         ready!(this.poll_drain(cx))?;

@@ -32,6 +32,11 @@ impl Stream {
         }
     }
 
+    /// From now on every write is written at once.
+    pub(crate) fn write_through(&mut self) {
+        self.wire_mut().write_through();
+    }
+
     pub(crate) fn peer_addr(&self) -> Option<PeerAddr> {
         self.wire().get_ref().peer_addr()
     }

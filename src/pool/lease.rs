@@ -205,7 +205,8 @@ impl H1Lease {
         let conn = self.conn.take().expect("taken only by value");
         let home = self.home.clone();
         home.clone().upgraded(&conn.info);
-        let (stream, left_over) = conn.http1.into_parts();
+        let (mut stream, left_over) = conn.http1.into_parts();
+        stream.write_through();
         let lease = UpgradedLease {
             held: Some((conn.info, conn.permit)),
             home,
