@@ -1,0 +1,327 @@
+//! HTTP/2 against a peer scripted frame by frame: refusals, GOAWAY, limits, floods.
+
+mod common;
+mod support;
+
+use std::pin::Pin;
+
+use common::{eventually, in_time, join_all};
+use firstbyte::{
+    Client, ConnectionPool, ConnectionUse, ErrorKind, Phase, Protocols, ReplaySafety, RetryPolicy,
+};
+use support::h2_peer::{Frame, H2Conn, H2Peer};
+
+const OK: &[(&str, &str)] = &[(":status", "200")];
+const DATA: u8 = 0;
+const HEADERS: u8 = 1;
+const RST_STREAM: u8 = 3;
+const REFUSED_STREAM: u32 = 7;
+const MAX_CONCURRENT_STREAMS: u16 = 3;
+
+fn client_of(peer: &H2Peer) -> (ConnectionPool, Client) {
+    let pool = ConnectionPool::new();
+    let client = pool
+        .client_builder(format!("http://{}", peer.addr()))
+        .protocols(Protocols::Http2PriorKnowledge)
+        .build()
+        .unwrap();
+    (pool, client)
+}
+
+/// Answers every request with `ok` until the client ends.
+async fn serve(conn: &mut H2Conn) {
+    while let Some(frame) = conn.read_frame().await {
+        if frame.kind == HEADERS {
+            conn.headers(frame.stream, OK, false).await;
+            conn.data(frame.stream, "ok", true).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn refused_stream_is_sent_again_whatever_its_method_but_not_for_ever() {
+    in_time(async {
+        for (refusals, attempts) in [(1, Some(2)), (2, Some(3)), (3, None)] {
+            let peer = H2Peer::start(move |mut conn, _| async move {
+                conn.handshake(&[]).await;
+                for _ in 0..refusals {
+                    let head = conn.read_headers().await;
+                    conn.rst(head.stream, REFUSED_STREAM).await;
+                    if !head.is_end_stream() {
+                        conn.read_kind(DATA).await;
+                    }
+                }
+                serve(&mut conn).await;
+            });
+            let (pool, client) = client_of(&peer);
+            let result = client.post("/").body("once").send().await;
+            match attempts {
+                Some(attempts) => {
+                    let mut response = result.unwrap();
+                    assert_eq!(response.text().await.unwrap(), "ok");
+                    assert_eq!(response.metrics().attempts, attempts);
+                    assert!(response.timing().retry().is_some());
+                    assert_eq!(pool.stats().retries, u64::from(attempts) - 1);
+                }
+                None => {
+                    let error = result.unwrap_err();
+                    assert_eq!(error.kind(), ErrorKind::Refused);
+                    assert_eq!(error.replay_safety(), ReplaySafety::Unprocessed);
+                    assert_eq!(error.attempts(), 3);
+                }
+            }
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn goaway_below_the_stream_moves_the_request_to_a_new_connection() {
+    in_time(async {
+        let peer = H2Peer::start(|mut conn, index| async move {
+            conn.handshake(&[]).await;
+            if index == 0 {
+                conn.read_headers().await;
+                conn.goaway(0, 0, b"bye").await;
+            }
+            serve(&mut conn).await;
+        });
+        let (pool, client) = client_of(&peer);
+        let mut response = client.post("/").body("once").send().await.unwrap();
+        assert_eq!(response.text().await.unwrap(), "ok");
+        assert_eq!((response.metrics().attempts, peer.connections()), (2, 2));
+        eventually("the first one is gone", || pool.stats().open == 1).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn answer_still_comes_on_a_stream_that_goaway_covers() {
+    in_time(async {
+        let peer = H2Peer::start(|mut conn, index| async move {
+            conn.handshake(&[]).await;
+            if index == 0 {
+                let head = conn.read_headers().await;
+                conn.goaway(head.stream, 0, b"").await;
+                conn.headers(head.stream, OK, false).await;
+                conn.data(head.stream, "late", true).await;
+                conn.closed_by_client().await;
+            } else {
+                serve(&mut conn).await;
+            }
+        });
+        let (_pool, client) = client_of(&peer);
+        let mut response = client.get("/").send().await.unwrap();
+        assert_eq!(response.text().await.unwrap(), "late");
+        assert_eq!(response.metrics().attempts, 1);
+        let mut next = client.get("/").send().await.unwrap();
+        assert_eq!(next.text().await.unwrap(), "ok");
+        assert_eq!((next.metrics().attempts, peer.connections()), (1, 2));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn connection_cut_in_the_middle_fails_all_its_streams_with_what_is_known() {
+    in_time(async {
+        let peer = H2Peer::start(|mut conn, index| async move {
+            conn.handshake(&[]).await;
+            if index == 0 {
+                for _ in 0..3 {
+                    conn.read_headers().await;
+                }
+                conn.reset();
+            } else {
+                serve(&mut conn).await;
+            }
+        });
+        let (pool, client) = client_of(&peer);
+        client.warm(1).await.unwrap();
+        for result in join_all((0..3).map(|_| client.get("/").send())).await {
+            let error = result.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::ConnectionLost, "{error}");
+            assert_eq!(error.replay_safety(), ReplaySafety::MaybeProcessed);
+            assert_eq!(error.phase(), Some(Phase::Wait));
+        }
+        eventually("the dead one is off the books", || pool.stats().open == 0).await;
+        let mut response = client.get("/").send().await.unwrap();
+        assert_eq!(response.text().await.unwrap(), "ok");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn empty_data_frames_are_harmless() {
+    in_time(async {
+        let peer = H2Peer::start(|mut conn, _| async move {
+            conn.handshake(&[]).await;
+            loop {
+                let Some(head) = conn.read_kind(HEADERS).await else {
+                    return;
+                };
+                conn.headers(head.stream, OK, false).await;
+                for _ in 0..150 {
+                    conn.data(head.stream, "", false).await;
+                    conn.data(head.stream, "x", false).await;
+                }
+                conn.data(head.stream, "", true).await;
+            }
+        });
+        let (_pool, client) = client_of(&peer);
+        for _ in 0..5 {
+            let mut response = client.get("/").send().await.unwrap();
+            assert_eq!(response.bytes().await.unwrap().len(), 150);
+        }
+        assert_eq!(peer.connections(), 1);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn streams_above_the_peers_limit_wait_in_our_line_and_not_in_h2() {
+    in_time(async {
+        let peer = H2Peer::start(|mut conn, _| async move {
+            conn.handshake(&[(MAX_CONCURRENT_STREAMS, 1)]).await;
+            loop {
+                let Some(head) = conn.read_kind(HEADERS).await else {
+                    return;
+                };
+                conn.headers(head.stream, OK, false).await;
+                conn.data(head.stream, "ok", true).await;
+            }
+        });
+        let pool = ConnectionPool::builder()
+            .http2(firstbyte::Http2Options::default().max_connections_per_origin(1))
+            .build()
+            .unwrap();
+        let client = pool
+            .client_builder(format!("http://{}", peer.addr()))
+            .protocols(Protocols::Http2PriorKnowledge)
+            .retry(RetryPolicy::Never)
+            .build()
+            .unwrap();
+        client.warm(1).await.unwrap();
+        let responses = join_all((0..5).map(|_| async {
+            let mut response = client.get("/").send().await.unwrap();
+            response.text().await.unwrap()
+        }))
+        .await;
+        assert_eq!(responses, ["ok"; 5]);
+        assert_eq!(peer.connections(), 1);
+        assert!(pool.stats().limit_hits >= 4);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn trailers_and_informational_heads_are_told_apart_from_the_final_head() {
+    in_time(async {
+        let peer = H2Peer::start(|mut conn, _| async move {
+            conn.handshake(&[]).await;
+            let head = conn.read_headers().await;
+            conn.headers(head.stream, &[(":status", "103"), ("link", "</a>")], false)
+                .await;
+            conn.headers(head.stream, OK, false).await;
+            conn.data(head.stream, "body", false).await;
+            conn.trailers(head.stream, &[("x-sum", "42")]).await;
+            conn.closed_by_client().await;
+        });
+        let (_pool, client) = client_of(&peer);
+        let response = client.get("/").send().await.unwrap();
+        assert_eq!(response.status(), 200);
+        let timing = response.timing();
+        assert!(timing.informational().is_some());
+        assert!(timing.first_byte() <= timing.headers());
+        let mut body = response.into_body();
+        let mut next = async || {
+            std::future::poll_fn(|cx| http_body::Body::poll_frame(Pin::new(&mut body), cx)).await
+        };
+        assert_eq!(next().await.unwrap().unwrap().into_data().unwrap(), "body");
+        let trailers = next().await.unwrap().unwrap().into_trailers().unwrap();
+        assert_eq!(trailers["x-sum"], "42");
+        assert!(next().await.is_none());
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn dropped_response_resets_its_stream_and_no_other() {
+    in_time(async {
+        let peer = H2Peer::start(|mut conn, _| async move {
+            conn.handshake(&[]).await;
+            let first = conn.read_headers().await.stream;
+            conn.headers(first, OK, false).await;
+            conn.data(first, "begin", false).await;
+            let second = conn.read_headers().await.stream;
+            conn.headers(second, OK, false).await;
+            let reset = conn.read_kind(RST_STREAM).await.expect("a reset");
+            let told = if reset.stream == first {
+                "first was reset"
+            } else {
+                "wrong stream"
+            };
+            // Late data of the one that was dropped.
+            conn.data(first, "late", false).await;
+            conn.data(second, told, true).await;
+            conn.closed_by_client().await;
+        });
+        let (pool, client) = client_of(&peer);
+        let first = client.get("/").send().await.unwrap();
+        let mut second = client.get("/").send().await.unwrap();
+        assert_eq!(second.connection_use(), ConnectionUse::Multiplexed);
+        drop(first);
+        assert_eq!(second.text().await.unwrap(), "first was reset");
+        assert_eq!((pool.stats().open, peer.connections()), (1, 1));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn upload_waits_for_the_peers_window_and_an_early_answer_ends_it() {
+    in_time(async {
+        let peer = H2Peer::start(|mut conn, _| async move {
+            conn.handshake(&[]).await;
+            let stream = conn.read_headers().await.stream;
+            let mut got = 0;
+            // 65,535 bytes fit the windows that every connection begins with.
+            while got < 65_535 {
+                let Some(Frame {
+                    kind: DATA, len, ..
+                }) = conn.read_frame().await
+                else {
+                    continue;
+                };
+                got += len;
+            }
+            conn.window_update(0, 200_000).await;
+            conn.window_update(stream, 200_000).await;
+            while got < 200_000 {
+                got += conn.read_kind(DATA).await.expect("the rest").len;
+            }
+            conn.headers(stream, OK, false).await;
+            conn.data(stream, got.to_string(), true).await;
+
+            let early = conn.read_headers().await.stream;
+            conn.headers(early, &[(":status", "413")], true).await;
+            conn.rst(early, 0).await;
+            conn.closed_by_client().await;
+        });
+        let (_pool, client) = client_of(&peer);
+        let mut response = client
+            .post("/")
+            .body(vec![b'x'; 200_000])
+            .send()
+            .await
+            .unwrap();
+        assert_eq!(response.text().await.unwrap(), "200000");
+        let response = client
+            .post("/")
+            .body(vec![b'x'; 500_000])
+            .send()
+            .await
+            .unwrap();
+        assert_eq!(response.status(), 413);
+        assert!(response.timing().upload_end().is_none());
+    })
+    .await;
+}
