@@ -5,14 +5,17 @@
 
 mod common;
 
+use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main};
 use firstbyte::{Client, Protocols, RequestBuilder, RequestTiming};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
-use common::{World, get, runtime};
+use common::{World, get, on_own_thread, runtime};
 
 /// What a small prompt amounts to.
 const PROMPT: &[u8] = &[b'x'; 2048];
@@ -35,6 +38,7 @@ fn post_2k(client: &Client) -> RequestBuilder {
 
 fn warm(c: &mut Criterion) {
     let mut group = c.benchmark_group("warm");
+    loopback_echo(&mut group);
     alone(&mut group, "h2_get", Protocols::Http2, get_request);
     alone(&mut group, "h2_post_2k", Protocols::Http2, post_2k);
     alone(&mut group, "h1_get", Protocols::Http1, get_request);
@@ -45,6 +49,42 @@ fn warm(c: &mut Criterion) {
 }
 
 type Group<'a> = BenchmarkGroup<'a, WallTime>;
+
+/// What everything else here is to be compared with: a byte to a bare echo server and back, over the
+/// same kernel and between the same kind of threads.
+fn loopback_echo(group: &mut Group<'_>) {
+    let runtime = runtime();
+    let addr = on_own_thread(|| async {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+            .await
+            .expect("a port is free");
+        let addr = listener.local_addr().expect("bound");
+        tokio::spawn(async move {
+            let (mut tcp, _) = listener.accept().await.expect("the bench connects");
+            tcp.set_nodelay(true).expect("a socket");
+            while let Ok(byte) = tcp.read_u8().await {
+                tcp.write_u8(byte).await.expect("the bench reads");
+            }
+        });
+        addr
+    });
+    let mut tcp = runtime
+        .block_on(TcpStream::connect(addr))
+        .expect("it listens");
+    tcp.set_nodelay(true).expect("a socket");
+    group.bench_function("loopback_echo", |bencher| {
+        bencher.iter_custom(|iterations| {
+            let start = Instant::now();
+            runtime.block_on(async {
+                for _ in 0..iterations {
+                    tcp.write_u8(0).await.expect("the echo reads");
+                    tcp.read_u8().await.expect("the echo writes");
+                }
+            });
+            start.elapsed()
+        });
+    });
+}
 
 /// One request after the other.
 fn alone(group: &mut Group<'_>, name: &str, protocols: Protocols, make: Make) {

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -246,7 +246,7 @@ impl ConnectionPoolBuilder {
 
     /// Asks these name servers, by UDP and TCP.
     #[cfg(feature = "hickory")]
-    pub fn name_servers(self, servers: impl IntoIterator<Item = SocketAddr>) -> Self {
+    pub fn name_servers(self, servers: impl IntoIterator<Item = std::net::SocketAddr>) -> Self {
         self.resolver(crate::dns::HickoryResolver::name_servers(servers))
     }
 
