@@ -116,8 +116,9 @@ fn check_prefix(buffer: &[u8]) -> Result<(), HeadError> {
     if buffer[..n] == PREFIX[..n] {
         return Ok(());
     }
+    // Enough to tell a protocol by; a peer that echoes must not put a key into our errors.
     Err(HeadError::NotHttp(escape_peer_text(
-        &buffer[..buffer.len().min(24)],
+        &buffer[..buffer.len().min(8)],
     )))
 }
 

@@ -6,9 +6,8 @@ mod support;
 use std::net::IpAddr;
 
 use common::{World, eventually, in_time, join_all};
-use firstbyte::dns::SystemResolver;
 use firstbyte::timing::{AttemptOutcome, DnsSource};
-use firstbyte::{ConnectionPool, Phase, Protocols};
+use firstbyte::{Phase, Protocols};
 use support::dns::{Family, Reply};
 use support::server::Server;
 use support::stall::Stall;
@@ -221,23 +220,6 @@ async fn ipv6_is_tried_first_and_ipv4_wins_when_it_is_black() {
         assert!(attempts[0].addr.is_ipv6() && attempts[1].addr.is_ipv4());
         assert_eq!(attempts[0].outcome, Some(AttemptOutcome::Lost));
         assert_eq!(attempts[1].outcome, Some(AttemptOutcome::Won));
-    })
-    .await;
-}
-
-#[tokio::test]
-async fn system_resolver_tells_that_it_failed() {
-    in_time(async {
-        let pool = ConnectionPool::builder()
-            .resolver(SystemResolver::new())
-            .build()
-            .unwrap();
-        let client = pool
-            .client_builder("http://no-such-host.invalid/")
-            .build()
-            .unwrap();
-        let error = client.get("/").send().await.unwrap_err();
-        assert!(error.is_dns(), "{error}");
     })
     .await;
 }

@@ -22,29 +22,31 @@ Options:
   -n N                  requests in all (default 5)
   -c CONCURRENCY        requests at the same time (default 1)
       --gap MS          pause between two requests that follow each other
-      --new             a new connection for each request; TLS sessions are resumed
+      --new             a new connection each; TLS sessions are resumed
       --h1              HTTP/1.1 only
-      --warm N          before the first request, open what N requests at once need
+      --warm N          before all else, open what N at once need
   -X METHOD             default GET, with -d POST
   -d BODY               the body of each request
   -H 'NAME: VALUE'      a header; repeatable; values are never shown
       --timeout S       bound each request, to the end of its body
       --resolve HOST=ADDR   use this address for this host; repeatable
-      --dns SERVER:PORT ask this name server instead of those in /etc/resolv.conf
+      --dns SERVER:PORT ask this name server, not those in resolv.conf
       --ca FILE         trust the certificates of this PEM file too
       --keylog FILE     append TLS secrets to this file, for Wireshark
       --json            one JSON object per line instead of pictures
   -h, --help            this text
 
-JSON, in milliseconds, `null` for what did not happen: per request, as it ends,
-  {\"type\":\"request\",\"url\",\"method\",\"status\",\"version\":\"h2|http/1.1\",\"connection\":ID,
-   \"use\":\"new|joined|idle|multiplexed|prewarmed\",\"reused\",\"tls_resumed\",\"remote_addr\",
-   \"attempts\",\"timing\":{\"retry_ms\",\"queue_ms\",\"queue_dial_ms\",\"queue_limit_ms\",
-   \"queue_local_ms\",\"dns_ms\",\"tcp_ms\",\"proxy_ms\",\"tls_ms\",\"protocol_ms\",\"send_ms\",
-   \"wait_ms\",\"receive_ms\",\"total_ms\"},\"network_overhead_ms\",\"body_bytes\",
+JSON, in milliseconds, `null` for what did not happen. As each request ends:
+  {\"type\":\"request\",\"url\",\"method\",\"status\",\"version\":\"h2|http/1.1\",
+   \"connection\":ID,\"use\":\"new|joined|idle|multiplexed|prewarmed\",\"reused\",
+   \"tls_resumed\",\"remote_addr\",\"attempts\",
+   \"timing\":{\"retry_ms\",\"queue_ms\",\"queue_dial_ms\",\"queue_limit_ms\",
+   \"queue_local_ms\",\"dns_ms\",\"tcp_ms\",\"proxy_ms\",\"tls_ms\",\"protocol_ms\",
+   \"send_ms\",\"wait_ms\",\"receive_ms\",\"total_ms\"},
+   \"network_overhead_ms\",\"body_bytes\",
    \"error\":null|{\"kind\",\"phase\",\"replay_safety\",\"message\"}}
-then {\"type\":\"stats\"} with the fields of ConnectionPoolStats. The queue_*_ms are
-parts of queue_ms; the other phases and queue_ms add up to total_ms.
+then {\"type\":\"stats\"} with the fields of ConnectionPoolStats. queue_dial, _limit
+and _local are parts of queue; the other phases and queue add up to total.
 
 Width is taken from COLUMNS, at least 80. Colour on a terminal; NO_COLOR turns
 it off, CLICOLOR_FORCE=1 on.

@@ -34,7 +34,7 @@
 //! | `provider` | the servers inside the process |
 //! | `demo`, `live` | which requests are sent: to our provider, to your URL |
 //! | `run`, `record` | sends one; keeps what was measured |
-//! | `bars`, `line`, `render`, `summary` | from records to lines of text; pure |
+//! | `render`, `one`, `table`, `summary`, `bars`, `line` | from records to lines of text; pure |
 //! | `json` | from records to JSON |
 //! | `report` | out to the terminal or the pipe |
 
@@ -44,6 +44,7 @@ mod demo;
 mod json;
 mod line;
 mod live;
+mod one;
 mod provider;
 mod record;
 mod render;
@@ -52,6 +53,7 @@ mod run;
 mod summary;
 #[path = "../../tests/support/mod.rs"]
 mod support;
+mod table;
 
 use std::process::ExitCode;
 

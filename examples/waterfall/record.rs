@@ -187,6 +187,17 @@ pub(crate) fn millis(time: Duration) -> f64 {
     time.as_nanos() as f64 / 1e6
 }
 
+/// Milliseconds with two decimals; what is less than that says so.
+pub(crate) fn ms(time: Duration) -> String {
+    let ms = time.as_secs_f64() * 1e3;
+    match ms {
+        _ if time.is_zero() => "0".into(),
+        _ if ms < 0.005 => "<0.01".into(),
+        _ if ms < 10_000.0 => format!("{ms:.2}"),
+        _ => format!("{ms:.0}"),
+    }
+}
+
 fn version_name(version: Version) -> Option<&'static str> {
     match version {
         Version::HTTP_2 => Some("h2"),
@@ -209,7 +220,7 @@ fn notes(
     ];
     for (why, time) in waits {
         if let Some(time) = time {
-            notes.push((Phase::Queue, format!("{:.2} ms {why}", millis(time))));
+            notes.push((Phase::Queue, format!("{} ms {why}", ms(time))));
         }
     }
     if !how.is_reused() {

@@ -90,9 +90,7 @@ impl Report {
         lines.extend(legend(kinds, self.view));
         lines.push(Line::new());
         lines.extend(kinds.iter().flat_map(|kind| kind.lines(self.view)));
-        if kinds.len() > 1 {
-            lines.extend(summary::first_bytes(kinds, self.view));
-        }
+        lines.extend(summary::first_bytes(kinds, self.view));
         lines.extend(summary::statistics(stats, self.view));
         lines.extend(outro.iter().cloned());
         lines

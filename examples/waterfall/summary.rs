@@ -6,22 +6,23 @@ use firstbyte::{ConnectionPoolStats, Phase};
 
 use crate::bars::{Scale, glyph};
 use crate::line::{Line, Tone, View, flow};
-use crate::record::Record;
-use crate::render::{Kind, median, ms};
+use crate::record::{Record, ms};
+use crate::render::Kind;
 
 const LABEL: usize = 22;
 
 /// The median time to the first byte of each kind, with the share of the network overhead.
 pub(crate) fn first_bytes(kinds: &[Kind], view: View) -> Vec<Line> {
-    let first_byte = |record: &Record| record.timing.as_ref()?.first_byte;
     let rows: Vec<(&str, Duration, Duration)> = kinds
         .iter()
-        .map(|kind| {
-            let overheads = kind.records.iter().map(Record::network_overhead).collect();
-            let bytes = kind.records.iter().filter_map(first_byte).collect();
-            (kind.title.as_str(), median(overheads), median(bytes))
+        .filter_map(|kind| {
+            let (byte, overhead) = middle(&kind.records)?;
+            Some((kind.title.as_str(), overhead, byte))
         })
         .collect();
+    if rows.len() < 2 {
+        return Vec::new();
+    }
     let longest = rows
         .iter()
         .map(|(_, _, byte)| *byte)
@@ -55,6 +56,21 @@ pub(crate) fn first_bytes(kinds: &[Kind], view: View) -> Vec<Line> {
     }
     lines.push(Line::new());
     lines
+}
+
+/// The time to the first byte and the network overhead of the request in the middle.
+fn middle(records: &[Record]) -> Option<(Duration, Duration)> {
+    let mut times: Vec<_> = records
+        .iter()
+        .filter_map(|record| {
+            Some((
+                record.timing.as_ref()?.first_byte?,
+                record.network_overhead(),
+            ))
+        })
+        .collect();
+    times.sort_unstable();
+    times.get(times.len() / 2).copied()
 }
 
 /// What the pool counted.

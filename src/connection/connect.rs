@@ -44,13 +44,15 @@ pub(crate) enum Link {
     Http2(Http2, Box<Driver<Stream>>),
 }
 
-/// Dials. Runs in a task of the pool; dropping the future closes whatever was opened.
+/// Dials; `stream_limit` is what the peer allowed last. Runs in a task of the pool; dropping the future closes whatever was opened.
 pub(crate) async fn connect(
     plan: &Plan,
     deps: &Deps,
     recorder: &Arc<DialRecorder>,
+    stream_limit: Option<u32>,
 ) -> Result<Opened, Error> {
-    let result = match timeout(deps.connect_timeout, walk(plan, deps, recorder)).await {
+    let walk = walk(plan, deps, recorder, stream_limit);
+    let result = match timeout(deps.connect_timeout, walk).await {
         Ok(result) => result,
         Err(_) => Err(Error::new(
             ErrorKind::Timeout,
@@ -64,7 +66,12 @@ pub(crate) async fn connect(
     })
 }
 
-async fn walk(plan: &Plan, deps: &Deps, recorder: &Arc<DialRecorder>) -> Result<Opened, Error> {
+async fn walk(
+    plan: &Plan,
+    deps: &Deps,
+    recorder: &Arc<DialRecorder>,
+    stream_limit: Option<u32>,
+) -> Result<Opened, Error> {
     let transport = reach(plan, deps, recorder).await?;
     let wire = Wire::new(transport);
     let (mut stream, alpn) = match &plan.security {
@@ -83,7 +90,7 @@ async fn walk(plan: &Plan, deps: &Deps, recorder: &Arc<DialRecorder>) -> Result<
     let remote_addr = stream.peer_addr();
     let (protocol, link) = if speaks_http2(plan, alpn.as_deref())? {
         recorder.emit(DialEvent::ProtocolStart);
-        let (handle, driver) = http2::connect(stream, &deps.http2).await?;
+        let (handle, driver) = http2::connect(stream, &deps.http2, stream_limit).await?;
         (http::Version::HTTP_2, Link::Http2(handle, Box::new(driver)))
     } else {
         (

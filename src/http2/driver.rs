@@ -177,16 +177,19 @@ pub(crate) struct Driver<S: Carrier> {
     shared: Arc<Shared>,
 }
 
-/// Writes the preface and our SETTINGS (RFC 9113 §3.4). Does not wait for the peer's: the first
+/// Writes the preface and our SETTINGS (RFC 9113 §3.4). Until the peer's SETTINGS arrive it may
+/// open as many streams as the peer allowed on the last connection, or 100. Does not wait for the peer's: the first
 /// request need not.
 pub(crate) async fn connect<S: Carrier + 'static>(
     io: S,
     options: &Http2Options,
+    stream_limit: Option<u32>,
 ) -> Result<(Http2, Driver<S>), Error> {
+    let streams = stream_limit.unwrap_or(STREAMS_BEFORE_SETTINGS);
     let (tap, state) = Tap::new(io);
     let (send, connection) = Builder::new()
         .enable_push(false)
-        .initial_max_send_streams(STREAMS_BEFORE_SETTINGS as usize)
+        .initial_max_send_streams(streams as usize)
         .initial_window_size(options.stream_window)
         .initial_connection_window_size(options.connection_window)
         .max_header_list_size(MAX_HEADER_LIST)
@@ -203,7 +206,7 @@ pub(crate) async fn connect<S: Carrier + 'static>(
                 .with_source(e)
         })?;
     let shared = Arc::new(Shared {
-        slots: StreamSlots::new(STREAMS_BEFORE_SETTINGS),
+        slots: StreamSlots::new(streams),
         tap: state,
         wake: Notify::new(),
         kill: AtomicBool::new(false),

@@ -275,6 +275,7 @@ impl Drop for Watching {
 
 impl Watch for Watching {
     fn limit_changed(&self, limit: u32) {
+        lock(&self.host.books).state.stream_limit = Some(limit);
         let grew = self
             .conn
             .upgrade()

@@ -38,6 +38,8 @@ pub(crate) struct DialTask {
     pub(crate) recorder: Arc<DialRecorder>,
     pub(crate) permit: Permit,
     pub(crate) report: Option<Report>,
+    /// The peer's stream limit, where it is known.
+    pub(crate) stream_limit: Option<u32>,
 }
 
 impl DialTask {
@@ -49,7 +51,7 @@ impl DialTask {
             let Some(task) = &guard.0 else { return };
             let (plan, deps) = (task.plan.clone(), task.deps.clone());
             let recorder = task.recorder.clone();
-            let result = connect(&plan, &deps, &recorder).await;
+            let result = connect(&plan, &deps, &recorder, task.stream_limit).await;
             guard.finish(result);
         });
     }
@@ -68,6 +70,7 @@ impl Guard {
             recorder,
             permit,
             report,
+            stream_limit: _,
         } = task;
         sink.dialled(Dialled {
             id,

@@ -362,7 +362,7 @@ impl Host {
         if_wanted: bool,
     ) -> bool {
         let recorder = DialRecorder::new();
-        let id = {
+        let (id, stream_limit) = {
             let mut books = lock(&self.books);
             let at = now();
             let wanted = books.state.dials_wanted(self.shared.rules(), at) > 0;
@@ -371,7 +371,8 @@ impl Host {
                 drop(permit);
                 return false;
             }
-            books.state.dial_started(recorder.clone(), at)
+            let id = books.state.dial_started(recorder.clone(), at);
+            (id, books.state.stream_limit)
         };
         DialTask {
             id,
@@ -381,6 +382,7 @@ impl Host {
             recorder,
             permit,
             report,
+            stream_limit,
         }
         .spawn(&self.runtime);
         true

@@ -67,6 +67,8 @@ pub(crate) struct HostState<I, S, W, D> {
     pub(crate) line: Line<Waiter<W>>,
     /// Connections established and not yet closed, leased and retired ones included.
     pub(crate) open: usize,
+    /// The stream limit that the peer told last; the next connection begins with it.
+    pub(crate) stream_limit: Option<u32>,
     /// After a failed dial beside a working HTTP/2 connection: no further one until then.
     pub(crate) spare_after: Option<Instant>,
     pub(crate) last_used: Instant,
@@ -82,6 +84,7 @@ impl<I, S: Multiplexed + Clone, W, D> HostState<I, S, W, D> {
             dials: Vec::new(),
             line: Line::default(),
             open: 0,
+            stream_limit: None,
             spare_after: None,
             last_used: now,
             next_dial: 0,
