@@ -290,6 +290,26 @@ pub(crate) fn escape_peer_text(text: &[u8]) -> String {
     }
 }
 
+/// A text in which whatever looks like a key is masked: a run of 12 or more letters, digits, `-`
+/// and `_` with a digit in it. Some providers echo the key that they refuse.
+#[cfg(feature = "json")]
+pub(crate) fn mask_keys(text: &str) -> String {
+    const SHORTEST_KEY: usize = 12;
+    let in_key = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+    let mut masked = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(start) = rest.find(in_key) {
+        let (before, from) = rest.split_at(start);
+        let (run, after) = from.split_at(from.find(|c| !in_key(c)).unwrap_or(from.len()));
+        masked.push_str(before);
+        let is_key = run.len() >= SHORTEST_KEY && run.bytes().any(|b| b.is_ascii_digit());
+        masked.push_str(if is_key { "***" } else { run });
+        rest = after;
+    }
+    masked.push_str(rest);
+    masked
+}
+
 #[cfg(test)]
 mod tests {
     // layering: uses this module alone.
@@ -313,6 +333,19 @@ mod tests {
             "tcp: cannot connect to 127.0.0.1:1 (https://api.test): connection refused"
         );
         assert!(error.source().is_some());
+    }
+
+    #[cfg(feature = "json")]
+    #[test]
+    fn what_looks_like_a_key_is_masked() {
+        for (text, masked) in [
+            (r#"{"key":"sk-abc123def456"}"#, r#"{"key":"***"}"#),
+            ("invalid_request_error at 12", "invalid_request_error at 12"),
+            ("AIzaSyA1b2C3d4E5f6", "***"),
+            ("", ""),
+        ] {
+            assert_eq!(mask_keys(text), masked);
+        }
     }
 
     #[test]

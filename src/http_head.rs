@@ -17,14 +17,12 @@ pub(crate) struct HeadLimits {
     pub(crate) headers: usize,
 }
 
-impl Default for HeadLimits {
+impl HeadLimits {
     /// 64 KiB and 128 headers: beyond what any known API sends, small beside a response body.
-    fn default() -> Self {
-        Self {
-            bytes: 64 * 1024,
-            headers: 128,
-        }
-    }
+    pub(crate) const DEFAULT: Self = Self {
+        bytes: 64 * 1024,
+        headers: 128,
+    };
 }
 
 /// A parsed response head.
@@ -201,7 +199,7 @@ mod tests {
 
     fn parse(text: &str) -> Result<Option<Head>, HeadError> {
         let mut buffer = BytesMut::from(text);
-        HeadParser::default().parse(&mut buffer, HeadLimits::default())
+        HeadParser::default().parse(&mut buffer, HeadLimits::DEFAULT)
     }
 
     #[test]
@@ -213,7 +211,7 @@ mod tests {
         let mut buffer = BytesMut::from(&text[..]);
         let mut parser = HeadParser::default();
         let head = parser
-            .parse(&mut buffer, HeadLimits::default())
+            .parse(&mut buffer, HeadLimits::DEFAULT)
             .unwrap()
             .unwrap();
         assert_eq!(head.status, 200);

@@ -749,7 +749,6 @@ async fn body_that_is_not_what_was_asked_for_is_told() {
                 assert_eq!(error.kind(), kind, "{text}");
                 assert_eq!(error.origin(), Some(&*origin));
                 assert_eq!(error.replay_safety(), ReplaySafety::Processed);
-                // FINDING 1: Decode has no phase; Decode and TooLarge carry no timing.
                 assert_eq!(error.phase(), Some(Phase::Receive), "{path}: {text}");
                 assert!(error.timing().is_some(), "{path}: {text}");
                 assert!(

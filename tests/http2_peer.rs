@@ -96,6 +96,113 @@ async fn goaway_below_the_stream_moves_the_request_to_a_new_connection() {
 }
 
 #[tokio::test]
+async fn peer_that_refuses_the_connection_itself_is_not_dialled_again() {
+    in_time(async {
+        const ENHANCE_YOUR_CALM: u32 = 11;
+        let peer = H2Peer::start(|mut conn, _| async move {
+            conn.handshake(&[]).await;
+            conn.read_headers().await;
+            conn.goaway(0, ENHANCE_YOUR_CALM, b"too\x1b[2Jmany").await;
+            conn.closed_by_client().await;
+        });
+        let (_pool, client) = client_of(&peer);
+        let error = client.post("/").body("once").send().await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ConnectionLost, "{error}");
+        assert_eq!(error.replay_safety(), ReplaySafety::Unprocessed);
+        assert_eq!((error.attempts(), peer.connections()), (1, 1));
+        assert!(!error.to_string().contains('\x1b'), "{error}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn burst_into_a_small_limit_that_was_not_known_yet_is_served_whole() {
+    in_time(async {
+        const LIMIT: usize = 3;
+        for _ in 0..20 {
+            let peer = H2Peer::start(|mut conn, _| async move {
+                // All requests come before the peer has said how many it takes.
+                conn.accept_preface().await;
+                let mut open = Vec::new();
+                while open.len() < 40 {
+                    open.push(conn.read_headers().await.stream);
+                }
+                conn.cork();
+                conn.settings(&[(MAX_CONCURRENT_STREAMS, LIMIT as u32)])
+                    .await;
+                let refused = open.split_off(LIMIT);
+                for stream in refused {
+                    conn.rst(stream, REFUSED_STREAM).await;
+                }
+                conn.flush().await;
+                for stream in open {
+                    conn.headers(stream, OK, false).await;
+                    conn.data(stream, "ok", true).await;
+                }
+                serve(&mut conn).await;
+            });
+            let pool = ConnectionPool::builder()
+                .http2(firstbyte::Http2Options::default().max_connections_per_origin(1))
+                .build()
+                .unwrap();
+            let client = pool
+                .client_builder(format!("http://{}", peer.addr()))
+                .protocols(Protocols::Http2PriorKnowledge)
+                .build()
+                .unwrap();
+            let get = async || {
+                let mut response = client.get("/").send().await.unwrap();
+                assert_eq!(response.text().await.unwrap(), "ok");
+                response.metrics().attempts
+            };
+            let attempts = join_all((0..40).map(|_| get())).await;
+            assert!(attempts.iter().all(|n| *n <= 2), "{attempts:?}");
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn head_beyond_the_bound_fails_its_stream_alone_and_says_so() {
+    in_time(async {
+        let peer = H2Peer::start(|mut conn, _| async move {
+            conn.handshake(&[]).await;
+            let first = conn.read_headers().await.stream;
+            conn.headers(first, OK, true).await;
+            let held = conn.read_headers().await.stream;
+            for (headers, len) in [(1, 70_000), (6, 60_000), (129, 1)] {
+                let stream = conn.read_headers().await.stream;
+                let value = "y".repeat(len);
+                let mut head = vec![(":status", "200")];
+                head.extend((0..headers).map(|_| ("x", &*value)));
+                conn.headers(stream, &head, true).await;
+            }
+            conn.headers(held, OK, false).await;
+            conn.data(held, "ok", true).await;
+            conn.closed_by_client().await;
+        });
+        let (_pool, client) = client_of(&peer);
+        client.get("/").send().await.unwrap();
+        let held = async {
+            let mut response = client.get("/").send().await.unwrap();
+            response.text().await.unwrap()
+        };
+        let others = async {
+            for what in ["65536 bytes", "65536 bytes", "128 headers"] {
+                let error = client.get("/").send().await.unwrap_err();
+                assert_eq!(error.kind(), ErrorKind::TooLarge, "{error}");
+                assert_eq!(error.phase(), Some(Phase::Wait), "{error}");
+                assert_eq!(error.replay_safety(), ReplaySafety::Processed);
+                assert!(error.to_string().contains(what), "{error}");
+            }
+        };
+        let (text, ()) = tokio::join!(held, others);
+        assert_eq!((&*text, peer.connections()), ("ok", 1));
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn answer_still_comes_on_a_stream_that_goaway_covers() {
     in_time(async {
         let peer = H2Peer::start(|mut conn, index| async move {

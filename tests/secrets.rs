@@ -113,6 +113,11 @@ async fn succeed_and_fail(world: &World, printed: &mut Printed) {
             .send();
         printed.error(&bad.await.unwrap_err());
     }
+    let client = with_keys(world, &world.server.url("/"), Protocols::Auto);
+    for path in ["/echo", "/echo-json"] {
+        let mut response = client.get(path).send().await.unwrap();
+        printed.error(&response.json::<u32>().await.unwrap_err());
+    }
     let build = || {
         let builder = world
             .pool
@@ -151,6 +156,9 @@ fn keys_never_show_in_what_we_print_nor_in_any_crates_log() {
             |server| {
                 server.handler(|request| match request.uri().path() {
                     "/fail" => Reply::status(401),
+                    // What a careless provider says of a key that it refuses.
+                    "/echo" => Reply::ok().body(format!("bad key: {CANARY}-bearer is not known")),
+                    "/echo-json" => Reply::ok().body(format!("\"{CANARY}-bearer\"")),
                     "/cut" => Reply::ok().body(vec![b'x'; 1000]).cut_after(10),
                     "/hold" => Reply::ok().delay(Duration::from_secs(3600)),
                     _ => Reply::ok().body("hello"),

@@ -17,6 +17,10 @@ use crate::timing::{ConnectionUse, RequestTiming};
 use super::response_body::{ResponseBody, TimingHandle};
 use super::upgraded::Upgraded;
 
+/// How much of a body that does not decode its error shows.
+#[cfg(feature = "json")]
+const MAX_DECODE_PIECE: usize = 96;
+
 /// A response whose head has arrived. Its body is read as it is asked for.
 pub struct Response {
     parts: http::response::Parts,
@@ -192,7 +196,7 @@ impl Response {
     /// The whole body as JSON.
     ///
     /// # Errors
-    /// Decode, with the place and a piece of the text, or with the content-encoding that this
+    /// Decode, with the place and a piece of the text (what looks like a key masked), or with the content-encoding that this
     /// crate does not decode; and as [`bytes`](Self::bytes).
     #[cfg(feature = "json")]
     pub async fn json<T: serde::de::DeserializeOwned>(&mut self) -> Result<T, Error> {
@@ -206,9 +210,18 @@ impl Response {
         }
         let bytes = self.bytes().await?;
         serde_json::from_slice(&bytes).map_err(|e| {
-            let piece = crate::error::escape_peer_text(&bytes[..bytes.len().min(64)]);
+            use crate::error::{escape_peer_text, mask_keys};
+            let start = &bytes[..bytes.len().min(MAX_DECODE_PIECE)];
+            let mut piece = mask_keys(&escape_peer_text(start));
+            if start.len() < bytes.len() {
+                // The cut may have gone through a key and left too little of it to be known.
+                let whole_words = piece.rfind([' ', '"', '*']).unwrap_or(0);
+                piece.truncate(whole_words);
+            }
             let message = format!("the body is not the JSON expected; it begins `{piece}`");
-            let error = Error::new(ErrorKind::Decode, message).with_source(e);
+            // serde names the place, and the value that it did not expect.
+            let cause = mask_keys(&e.to_string());
+            let error = Error::new(ErrorKind::Decode, message).with_source(cause);
             self.body.describe(error)
         })
     }

@@ -59,8 +59,11 @@ impl Tries {
         let first = self.refused + self.other == 0;
         match failure.replay_safety {
             // RFC 9113 §8.7: refused, or above GOAWAY's last stream: not processed, any method. The
-            // same holds for a stream that could not be opened any more.
-            ReplaySafety::Unprocessed if self.refused < 2 && self.other == 0 => {
+            // same holds for a stream that could not be opened any more. A peer that refuses the whole
+            // connection (kind ConnectionLost) would refuse the next one too.
+            ReplaySafety::Unprocessed
+                if failure.kind == ErrorKind::Refused && self.refused < 2 && self.other == 0 =>
+            {
                 self.refused += 1;
                 Verdict::Again {
                     fresh: false,
@@ -181,6 +184,11 @@ mod tests {
         assert_eq!(tries.verdict(RetryPolicy::Rfc, refused), again(false));
         assert_eq!(tries.verdict(RetryPolicy::Rfc, refused), again(true));
         assert_eq!(tries.verdict(RetryPolicy::Rfc, refused), Verdict::GiveUp);
+        let connection_refused = Failure {
+            kind: ErrorKind::ConnectionLost,
+            ..refused
+        };
+        assert_eq!(first(connection_refused), Verdict::GiveUp);
     }
 
     #[test]

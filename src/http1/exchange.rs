@@ -75,7 +75,7 @@ impl<S: Carrier> Http1<S> {
             buffer: BytesMut::new(),
             state: State::Idle,
             keep_alive: Ok(()),
-            limits: HeadLimits::default(),
+            limits: HeadLimits::DEFAULT,
         }
     }
 

@@ -142,7 +142,7 @@ mod tests {
     fn of(method: Method, text: &str) -> Result<Framing, &'static str> {
         let mut buffer = bytes::BytesMut::from(text.replace('\n', "\r\n").as_str());
         let head = HeadParser::default()
-            .parse(&mut buffer, HeadLimits::default())
+            .parse(&mut buffer, HeadLimits::DEFAULT)
             .unwrap()
             .unwrap();
         decide(&method, &head)

@@ -13,6 +13,7 @@ use tokio::sync::Notify;
 
 use crate::close_reason::CloseReason;
 use crate::error::{Error, ErrorKind};
+use crate::http_head::HeadLimits;
 use crate::io::Carrier;
 use crate::timing::Phase;
 
@@ -25,8 +26,11 @@ const STREAMS_BEFORE_SETTINGS: u32 = 100;
 /// Bodies up to this size are handed to h2 with their HEADERS, so that both leave in one write:
 /// the initial window that RFC 9113 §6.9.2 gives every stream.
 pub(crate) const SEND_AT_ONCE: usize = 65_535;
-/// The largest response head: h2's default of 16 MiB is an invitation.
-const MAX_HEADER_LIST: u32 = 64 * 1024;
+/// The largest response head that callers get.
+pub(crate) const MAX_HEAD: HeadLimits = HeadLimits::DEFAULT;
+/// The largest one that h2 decodes: wider than ours, so that ours is the one that speaks. h2's
+/// default of 16 MiB is an invitation.
+const MAX_HEADER_LIST: u32 = 256 * 1024;
 /// h2 charges every small unread DATA frame 256 bytes minus its length against this budget, and
 /// closes the connection when it is spent. Its default (half the window) is spent by a reader
 /// that stalls for some hundred tokens. 64 MiB bound the memory of unread frames all the same.
@@ -116,7 +120,7 @@ pub(crate) trait Watch: Sync {
 /// What the handles of a connection share with its task.
 #[derive(Debug)]
 pub(crate) struct Shared {
-    pub(crate) slots: StreamSlots,
+    pub(crate) slots: Arc<StreamSlots>,
     pub(crate) tap: Arc<TapState>,
     /// Wakes the task when it shall begin or end.
     wake: Notify,
@@ -186,7 +190,8 @@ pub(crate) async fn connect<S: Carrier + 'static>(
     stream_limit: Option<u32>,
 ) -> Result<(Http2, Driver<S>), Error> {
     let streams = stream_limit.unwrap_or(STREAMS_BEFORE_SETTINGS);
-    let (tap, state) = Tap::new(io);
+    let slots = Arc::new(StreamSlots::new(streams));
+    let (tap, state) = Tap::new(io, slots.clone());
     let (send, connection) = Builder::new()
         .enable_push(false)
         .initial_max_send_streams(streams as usize)
@@ -206,7 +211,7 @@ pub(crate) async fn connect<S: Carrier + 'static>(
                 .with_source(e)
         })?;
     let shared = Arc::new(Shared {
-        slots: StreamSlots::new(streams),
+        slots,
         tap: state,
         wake: Notify::new(),
         kill: AtomicBool::new(false),

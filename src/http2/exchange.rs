@@ -16,10 +16,12 @@ use crate::error::{Error, ErrorKind, ReplaySafety};
 use crate::event::{RequestEvent, RequestRecorder};
 use crate::timing::Phase;
 
-use super::driver::{Http2, SEND_AT_ONCE};
+use super::driver::{Http2, MAX_HEAD, SEND_AT_ONCE};
 
 /// Informational responses accepted before the final one; h2 itself has no bound.
 const MAX_INFORMATIONAL: u32 = 32;
+/// The id of the first request on a connection (RFC 9113 §5.1.1).
+const FIRST_STREAM: u32 = 1;
 
 /// The final head of a response.
 #[derive(Debug)]
@@ -122,7 +124,7 @@ impl Waiting<'_> {
             ReplaySafety::MaybeProcessed
         };
         while let Poll::Ready(Some(interim)) = self.response.poll_informational(cx) {
-            interim.map_err(|e| fail(e, phase, unknown))?;
+            interim.map_err(|e| self.fail(e, phase, unknown))?;
             self.informational += 1;
             recorder.emit(RequestEvent::Informational);
             if self.informational > MAX_INFORMATIONAL {
@@ -130,8 +132,8 @@ impl Waiting<'_> {
                 return Poll::Ready(Err(error.at(phase).with_replay(ReplaySafety::Processed)));
             }
         }
-        let response =
-            ready!(Pin::new(&mut self.response).poll(cx)).map_err(|e| fail(e, phase, unknown))?;
+        let response = ready!(Pin::new(&mut self.response).poll(cx))
+            .map_err(|e| self.fail(e, phase, unknown))?;
         let stream = self.response.stream_id().as_u32();
         let at = self
             .handle
@@ -139,8 +141,61 @@ impl Waiting<'_> {
             .tap
             .headers_at(stream, self.informational);
         recorder.emit(RequestEvent::FirstByte(at));
+        if let Some(error) = too_large(response.headers()) {
+            return Poll::Ready(Err(error));
+        }
         Poll::Ready(Ok(response))
     }
+
+    fn fail(&self, error: h2::Error, phase: Phase, unknown: ReplaySafety) -> Error {
+        let stream = self.response.stream_id().as_u32();
+        let own_reset = error.is_reset() && error.is_library();
+        if own_reset && self.handle.shared.tap.head_bytes(stream) > MAX_HEAD.bytes {
+            // h2 gave up on a head beyond its own bound and says only PROTOCOL_ERROR.
+            return head_too_large("bytes", MAX_HEAD.bytes).with_source(error);
+        }
+        // A peer that ends a new connection with an error before it took the first request refuses
+        // the connection and not the request.
+        let refuses_all = stream == FIRST_STREAM
+            && error.is_go_away()
+            && error.is_remote()
+            && error.reason() != Some(Reason::NO_ERROR);
+        if refuses_all && unknown == ReplaySafety::MaybeProcessed {
+            return Error::new(
+                ErrorKind::ConnectionLost,
+                "the peer refused the connection with GOAWAY",
+            )
+            .at(phase)
+            .with_replay(ReplaySafety::Unprocessed)
+            .with_source(error);
+        }
+        fail(error, phase, unknown)
+    }
+}
+
+/// The bounds of a response head, counted as RFC 9113 §6.5.2 counts. h2's own bound is wider and
+/// speaks of a broken protocol.
+fn too_large(headers: &HeaderMap) -> Option<Error> {
+    const OVERHEAD: usize = 32;
+    let size = |(name, value): (&http::HeaderName, &http::HeaderValue)| {
+        name.as_str().len() + value.len() + OVERHEAD
+    };
+    if headers.len() > MAX_HEAD.headers {
+        Some(head_too_large("headers", MAX_HEAD.headers))
+    } else if headers.iter().map(size).sum::<usize>() > MAX_HEAD.bytes {
+        Some(head_too_large("bytes", MAX_HEAD.bytes))
+    } else {
+        None
+    }
+}
+
+fn head_too_large(what: &str, limit: usize) -> Error {
+    Error::new(
+        ErrorKind::TooLarge,
+        format!("response head has more than {limit} {what}"),
+    )
+    .at(Phase::Wait)
+    .with_replay(ReplaySafety::Processed)
 }
 
 /// The body of a request on its way out.

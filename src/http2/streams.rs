@@ -97,6 +97,13 @@ impl StreamSlots {
         }
     }
 
+    /// Makes the limit at most `most`.
+    pub(crate) fn lower_limit(&self, most: u32) {
+        if most < limit(self.word.load(Ordering::SeqCst)) {
+            self.set_limit(most);
+        }
+    }
+
     /// No new streams from now on. `None` if it was retired before.
     pub(crate) fn retire(&self) -> Option<Released> {
         let before = self.word.fetch_or(RETIRED, Ordering::SeqCst);

@@ -1,6 +1,9 @@
 //! Under h2: reads the 9-byte frame headers as they pass (RFC 9113 §4.1), stamps when a stream's
 //! HEADERS arrived, sees SETTINGS and GOAWAY, and takes out empty DATA frames.
 //!
+//! A smaller stream limit is applied here and not when h2 has told of it: h2 wakes the requests
+//! that the same read refused, and they would be refused again.
+//!
 //! The empty frames: h2 closes a connection at the 101st DATA frame of length 0 without END_STREAM
 //! that it ever received, a guard without a setting, while ordinary servers send one per relayed
 //! chunk. They carry nothing, so they are dropped before h2 counts them, unless they come as a
@@ -20,14 +23,19 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use crate::clock::now;
 use crate::io::Carrier;
 
+use super::streams::StreamSlots;
+
 const HEADER: usize = 9;
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
 const SETTINGS: u8 = 4;
 const GOAWAY: u8 = 7;
+const CONTINUATION: u8 = 9;
 const END_STREAM: u8 = 0x1;
 const ACK: u8 = 0x1;
 const PADDED: u8 = 0x8;
+/// SETTINGS_MAX_CONCURRENT_STREAMS (RFC 9113 §6.5.2).
+const MAX_CONCURRENT_STREAMS: u16 = 3;
 
 /// Empty DATA frames in a row, with no other frame between, beyond which they are a flood: from
 /// then on h2 sees them and ends the connection.
@@ -63,7 +71,55 @@ impl FrameHeader {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Seen {
     Frame(FrameHeader),
-    GoAway { last_stream: u32, code: u32 },
+    /// A SETTINGS frame says how many streams may be open.
+    StreamLimit(u32),
+    GoAway {
+        last_stream: u32,
+        code: u32,
+    },
+}
+
+/// The payload of a frame that is read and not only passed on, one item of it at a time.
+#[derive(Debug)]
+struct Item {
+    kind: ItemKind,
+    bytes: [u8; 8],
+    have: usize,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum ItemKind {
+    Setting,
+    GoAway,
+}
+
+impl Item {
+    fn of(header: FrameHeader) -> Option<Self> {
+        let kind = match header.kind {
+            SETTINGS if header.flags & ACK == 0 => ItemKind::Setting,
+            GOAWAY => ItemKind::GoAway,
+            _ => return None,
+        };
+        Some(Self {
+            kind,
+            bytes: [0; 8],
+            have: 0,
+        })
+    }
+
+    /// Takes bytes off the front of `payload` until the item is whole.
+    fn fill(&mut self, payload: &mut &[u8]) -> bool {
+        let len = match self.kind {
+            ItemKind::Setting => 6,
+            ItemKind::GoAway => 8,
+        };
+        let n = payload.len().min(len - self.have);
+        let (head, rest) = payload.split_at(n);
+        self.bytes[self.have..self.have + n].copy_from_slice(head);
+        self.have += n;
+        *payload = rest;
+        self.have == len
+    }
 }
 
 /// Follows frames through a byte stream that arrives in arbitrary pieces. Bytes of a header that
@@ -76,7 +132,7 @@ pub(crate) struct Scanner {
     have: usize,
     given: usize,
     payload_left: u32,
-    goaway: Option<([u8; 8], usize)>,
+    item: Option<Item>,
     empty_in_a_row: u32,
 }
 
@@ -131,27 +187,34 @@ impl Scanner {
                 self.empty_in_a_row = 0;
             }
             self.payload_left = header.len;
-            self.goaway = (header.kind == GOAWAY).then_some(([0; 8], 0));
+            self.item = Item::of(header);
             self.have = 0;
             self.given = 0;
         }
         write - self.held().len()
     }
 
-    fn capture(&mut self, payload: &[u8], seen: &mut impl FnMut(Seen)) {
-        let Some((bytes, have)) = &mut self.goaway else {
-            return;
-        };
-        let n = payload.len().min(bytes.len() - *have);
-        bytes[*have..*have + n].copy_from_slice(&payload[..n]);
-        *have += n;
-        if *have == bytes.len() {
-            let [a, b, c, d, e, f, g, h] = *bytes;
-            seen(Seen::GoAway {
-                last_stream: u32::from_be_bytes([a, b, c, d]) & 0x7fff_ffff,
-                code: u32::from_be_bytes([e, f, g, h]),
-            });
-            self.goaway = None;
+    fn capture(&mut self, mut payload: &[u8], seen: &mut impl FnMut(Seen)) {
+        while let Some(item) = &mut self.item {
+            if !item.fill(&mut payload) {
+                return;
+            }
+            let [a, b, c, d, e, f, g, h] = item.bytes;
+            match item.kind {
+                ItemKind::Setting => {
+                    if u16::from_be_bytes([a, b]) == MAX_CONCURRENT_STREAMS {
+                        seen(Seen::StreamLimit(u32::from_be_bytes([c, d, e, f])));
+                    }
+                    item.have = 0;
+                }
+                ItemKind::GoAway => {
+                    seen(Seen::GoAway {
+                        last_stream: u32::from_be_bytes([a, b, c, d]) & 0x7fff_ffff,
+                        code: u32::from_be_bytes([e, f, g, h]),
+                    });
+                    self.item = None;
+                }
+            }
         }
     }
 }
@@ -169,6 +232,8 @@ struct Stamp {
     has_data: AtomicBool,
     first: AtomicU64,
     last: AtomicU64,
+    /// Bytes of the last header block, as they came.
+    head_bytes: AtomicU32,
 }
 
 /// What the tap knows, shared with the requests. Written by the connection's task alone; h2's own
@@ -181,11 +246,13 @@ pub(crate) struct TapState {
     settings_seen: AtomicBool,
     goaway: AtomicBool,
     open: AtomicBool,
+    slots: Arc<StreamSlots>,
 }
 
 impl TapState {
-    fn new() -> Self {
+    fn new(slots: Arc<StreamSlots>) -> Self {
         Self {
+            slots,
             base: now(),
             stamps: (0..STAMPS).map(|_| Stamp::default()).collect(),
             last_read: AtomicU64::new(0),
@@ -207,6 +274,16 @@ impl TapState {
             stamp.last.load(Ordering::Relaxed)
         };
         self.base + Duration::from_nanos(nanos)
+    }
+
+    /// Bytes that the last header block of a stream had on the wire; 0 if that is not known any
+    /// more.
+    pub(crate) fn head_bytes(&self, stream: u32) -> usize {
+        let stamp = self.stamp(stream);
+        if stamp.stream.load(Ordering::Relaxed) != stream {
+            return 0;
+        }
+        stamp.head_bytes.load(Ordering::Relaxed) as usize
     }
 
     /// The peer's SETTINGS have arrived.
@@ -237,9 +314,11 @@ impl TapState {
             Seen::Frame(FrameHeader {
                 kind: HEADERS,
                 stream,
+                len,
                 ..
             }) => {
                 let stamp = self.stamp(stream);
+                stamp.head_bytes.store(len, Ordering::Relaxed);
                 if stamp.stream.load(Ordering::Relaxed) != stream {
                     stamp.headers.store(0, Ordering::Relaxed);
                     stamp.has_data.store(false, Ordering::Relaxed);
@@ -261,6 +340,17 @@ impl TapState {
                 }
             }
             Seen::Frame(FrameHeader {
+                kind: CONTINUATION,
+                stream,
+                len,
+                ..
+            }) => {
+                let stamp = self.stamp(stream);
+                if stamp.stream.load(Ordering::Relaxed) == stream {
+                    stamp.head_bytes.fetch_add(len, Ordering::Relaxed);
+                }
+            }
+            Seen::Frame(FrameHeader {
                 kind: SETTINGS,
                 flags,
                 ..
@@ -268,6 +358,7 @@ impl TapState {
                 self.settings_seen.store(true, Ordering::Release);
             }
             Seen::Frame(_) => {}
+            Seen::StreamLimit(limit) => self.slots.lower_limit(limit),
             Seen::GoAway { .. } => self.goaway.store(true, Ordering::Release),
         }
     }
@@ -283,8 +374,8 @@ pub(crate) struct Tap<S> {
 }
 
 impl<S: Carrier> Tap<S> {
-    pub(crate) fn new(io: S) -> (Self, Arc<TapState>) {
-        let state = Arc::new(TapState::new());
+    pub(crate) fn new(io: S, slots: Arc<StreamSlots>) -> (Self, Arc<TapState>) {
+        let state = Arc::new(TapState::new(slots));
         let tap = Self {
             io,
             scanner: Scanner::default(),
@@ -457,6 +548,28 @@ mod tests {
     }
 
     #[test]
+    fn smaller_stream_limit_holds_from_the_read_that_brought_it() {
+        let settings = frame(
+            SETTINGS,
+            0,
+            0,
+            &[0, 4, 0, 0, 0, 9, 0, 3, 0, 0, 0, 7, 0, 3, 0, 0, 0, 5],
+        );
+        for piece in 1..=settings.len() {
+            let slots = Arc::new(StreamSlots::new(6));
+            let state = TapState::new(slots.clone());
+            let mut scanner = Scanner::default();
+            for part in settings.chunks(piece) {
+                let held = scanner.held().to_vec();
+                let mut bytes = [&held, part].concat();
+                scanner.scan(&mut bytes, held.len(), |s| state.see(s, 0));
+            }
+            let taken = std::iter::from_fn(|| slots.try_acquire()).count();
+            assert_eq!(taken, 5, "not raised to 7, lowered to 5");
+        }
+    }
+
+    #[test]
     fn flood_of_empty_frames_is_shown_to_h2_in_the_end() {
         let flood = frame(DATA, 0, 1, &[]).repeat(EMPTY_FLOOD as usize + 3);
         let mut scanner = Scanner::default();
@@ -466,7 +579,7 @@ mod tests {
 
     #[test]
     fn stamp_is_that_of_the_final_head_even_after_informational_ones() {
-        let state = TapState::new();
+        let state = TapState::new(Arc::new(StreamSlots::new(100)));
         let headers = |stream| {
             Seen::Frame(FrameHeader {
                 len: 1,

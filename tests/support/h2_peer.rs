@@ -285,16 +285,32 @@ impl H2Conn {
         self.frame(kind::SETTINGS, flag::ACK, 0, []).await
     }
 
-    /// HEADERS in one frame, with END_HEADERS.
+    /// HEADERS with END_HEADERS; a block beyond 16 KiB goes on in CONTINUATION frames.
     pub async fn headers(
         &mut self,
         stream: u32,
         headers: &[(&str, &str)],
         end_stream: bool,
     ) -> bool {
-        let flags = flag::END_HEADERS | if end_stream { flag::END_STREAM } else { 0 };
-        self.frame(kind::HEADERS, flags, stream, header_block(headers))
-            .await
+        const MAX_FRAME: usize = 16_384;
+        let block = header_block(headers);
+        let end_stream = if end_stream { flag::END_STREAM } else { 0 };
+        let mut pieces = block.chunks(MAX_FRAME).enumerate().peekable();
+        while let Some((n, piece)) = pieces.next() {
+            let kind = if n == 0 {
+                kind::HEADERS
+            } else {
+                kind::CONTINUATION
+            };
+            let mut flags = if n == 0 { end_stream } else { 0 };
+            if pieces.peek().is_none() {
+                flags |= flag::END_HEADERS;
+            }
+            if !self.frame(kind, flags, stream, piece).await {
+                return false;
+            }
+        }
+        true
     }
 
     /// DATA in one frame.
