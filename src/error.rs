@@ -192,6 +192,12 @@ impl Error {
         self
     }
 
+    /// For an error that becomes the cause of another one.
+    pub(crate) fn without_phase(mut self) -> Self {
+        self.change().phase = None;
+        self
+    }
+
     pub(crate) fn with_source(
         mut self,
         source: impl Into<Box<dyn StdError + Send + Sync>>,

@@ -21,8 +21,12 @@ pub(crate) enum DialEvent {
     LookupStart,
     LookupEnd(DnsFacts),
     ConnectStart(SocketAddr),
+    /// A Unix socket is connected to: there is no address to race.
+    UnixConnectStart,
     ConnectEnd(SocketAddr, AttemptOutcome),
     TcpEstablished,
+    ProxyStart,
+    ProxyEnd,
     TlsStart,
     TlsEnd(TlsFacts),
     ProtocolStart,
@@ -83,7 +87,10 @@ impl DialRecorder {
                     attempt.outcome = Some(outcome);
                 }
             }
+            DialEvent::UnixConnectStart => trace.tcp = open,
             DialEvent::TcpEstablished => close(&mut trace.tcp),
+            DialEvent::ProxyStart => trace.proxy = open,
+            DialEvent::ProxyEnd => close(&mut trace.proxy),
             DialEvent::TlsStart => trace.tls = open,
             DialEvent::TlsEnd(facts) => {
                 close(&mut trace.tls);
@@ -98,6 +105,7 @@ impl DialRecorder {
                 for span in [
                     &mut trace.dns,
                     &mut trace.tcp,
+                    &mut trace.proxy,
                     &mut trace.tls,
                     &mut trace.protocol,
                 ] {

@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncBufRead, AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 #[cfg(unix)]
 use tokio::net::UnixStream;
@@ -264,8 +264,20 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Wire<T> {
     }
 
     /// The transport below.
+    #[cfg(test)]
     pub(crate) fn get_ref(&self) -> &T {
         &self.io
+    }
+
+    /// Whoever reads during a handshake waits for the answer to what was written.
+    fn release_flight(&mut self, cx: &mut Context<'_>) {
+        if self.cork == Cork::UntilRead
+            && !self.out.is_empty()
+            && let Poll::Ready(Err(error)) = self.poll_drain(cx)
+        {
+            self.out.clear();
+            self.write_error = Some(error);
+        }
     }
 
     fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -321,27 +333,34 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Carrier for Wire<T> {
 
 impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Wire<T> {
     fn poll_read(
-        self: Pin<&mut Self>,
+        mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        if this.cork == Cork::UntilRead
-            && !this.out.is_empty()
-            && let Poll::Ready(Err(error)) = this.poll_drain(cx)
-        {
-            this.out.clear();
-            this.write_error = Some(error);
-        }
-        if this.start == this.end {
-            if buf.remaining() >= READ_BUFFER {
-                let before = buf.filled().len();
-                ready!(Pin::new(&mut this.io).poll_read(cx, buf))?;
-                if buf.filled().len() > before {
-                    this.last_read = Some(clock::now());
-                }
-                return Poll::Ready(Ok(()));
+        let this = &mut *self;
+        if this.start == this.end && buf.remaining() >= READ_BUFFER {
+            this.release_flight(cx);
+            let before = buf.filled().len();
+            ready!(Pin::new(&mut this.io).poll_read(cx, buf))?;
+            if buf.filled().len() > before {
+                this.last_read = Some(clock::now());
             }
+            return Poll::Ready(Ok(()));
+        }
+        let bytes = ready!(self.as_mut().poll_fill_buf(cx))?;
+        let n = buf.remaining().min(bytes.len());
+        buf.put_slice(&bytes[..n]);
+        self.consume(n);
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// What was read and not asked for stays here: the bytes behind a proxy's answer are the origin's.
+impl<T: AsyncRead + AsyncWrite + Unpin> AsyncBufRead for Wire<T> {
+    fn poll_fill_buf(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<&[u8]>> {
+        let this = self.get_mut();
+        this.release_flight(cx);
+        if this.start == this.end {
             let buffer = this
                 .buffer
                 .get_or_insert_with(|| vec![0; READ_BUFFER].into_boxed_slice());
@@ -353,12 +372,13 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Wire<T> {
                 this.last_read = Some(clock::now());
             }
         }
-        if let Some(buffer) = &this.buffer {
-            let n = buf.remaining().min(this.end - this.start);
-            buf.put_slice(&buffer[this.start..this.start + n]);
-            this.start += n;
-        }
-        Poll::Ready(Ok(()))
+        let buffer = this.buffer.as_deref().unwrap_or_default();
+        Poll::Ready(Ok(&buffer[this.start..this.end]))
+    }
+
+    fn consume(self: Pin<&mut Self>, n: usize) {
+        let this = self.get_mut();
+        this.start = (this.start + n).min(this.end);
     }
 }
 

@@ -28,7 +28,7 @@
 //!  pool  --hit-->  lease on an idle (h1) or shared (h2) connection -----------------.
 //!    |  miss: wait in line (queue) or dial                                           |
 //!    v                                                                               v
-//!  connection:  dns -> tcp -> tls -> h2 preface or h1 by ALPN --> exchange: send -> wait -> receive
+//!  connection:  dns -> tcp -> [proxy] -> tls -> h2 preface or h1 by ALPN --> exchange: send -> wait -> receive
 //!                                                                                    |
 //!  Response + RequestTiming + ConnectionInfo  <-------------------------------------'
 //!    end of body -> lease dropped -> reusable, or closed with a CloseReason -> stats, StepMetrics
@@ -79,7 +79,8 @@
 //!
 //! Redirects, cookies, caches, decompression (tower-http's layers do these), retries on status codes, a
 //! blocking API, HTTP/1.1 pipelining, server push, sharing connections across origins, key logs by
-//! environment variable. Proxies are not supported yet.
+//! environment variable. Proxies are used only when told ([`proxy`]), never because of the environment
+//! alone.
 //!
 //! # Features
 //!
@@ -114,6 +115,7 @@ pub mod io;
 mod metrics;
 mod origin;
 mod pool;
+pub mod proxy;
 mod sync;
 pub mod tcp;
 pub mod timing;

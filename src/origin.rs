@@ -58,6 +58,17 @@ pub(crate) enum Host {
     Ip(IpAddr),
 }
 
+impl fmt::Display for Host {
+    /// As it stands in a URL: IPv6 addresses in brackets.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Name(name) => f.write_str(name),
+            Self::Ip(IpAddr::V4(ip)) => ip.fmt(f),
+            Self::Ip(IpAddr::V6(ip)) => write!(f, "[{ip}]"),
+        }
+    }
+}
+
 /// Scheme, host and port of a URL.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Origin {
@@ -107,11 +118,7 @@ impl Origin {
 
     /// The host as it stands in a URL: IPv6 addresses in brackets.
     pub fn host(&self) -> String {
-        match &self.host {
-            Host::Name(name) => name.to_string(),
-            Host::Ip(IpAddr::V4(ip)) => ip.to_string(),
-            Host::Ip(IpAddr::V6(ip)) => format!("[{ip}]"),
-        }
+        self.host.to_string()
     }
 
     pub(crate) fn canonical_host(&self) -> &Host {
@@ -120,6 +127,11 @@ impl Origin {
 
     pub(crate) fn is_https(&self) -> bool {
         self.scheme == Scheme::Https
+    }
+
+    /// Host and port, the port always: what CONNECT asks for (RFC 9112 §3.2.3).
+    pub(crate) fn authority_with_port(&self) -> String {
+        format!("{}:{}", self.host, self.port)
     }
 
     /// The value of `Host` and `:authority`: the port only if it is not the scheme's default.

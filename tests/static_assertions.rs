@@ -23,6 +23,8 @@ fn handles_can_be_shared_and_cloned() {
     is_send_sync::<tls::TlsOptions>();
     is_send_sync::<tcp::TcpOptions>();
     is_send_sync::<dns::SystemResolver>();
+    is_send_sync::<proxy::ProxyRules>();
+    is_send_sync::<proxy::Proxy>();
     is_clone::<ConnectionPool>();
     is_clone::<Client>();
     is_clone::<ConnectionInfo>();

@@ -13,6 +13,7 @@ use crate::connection::{ConnectOptions, IpVersion, Protocols};
 use crate::error::Error;
 use crate::metrics::Counters;
 use crate::pool::Pool;
+use crate::proxy::ProxyRules;
 use crate::sync::lock;
 use crate::tcp::TcpOptions;
 use crate::tls::TlsOptions;
@@ -157,6 +158,31 @@ impl ClientBuilder {
         self
     }
 
+    /// Goes through these proxies; a [`Proxy`](crate::proxy::Proxy) alone is used for every origin.
+    /// Default: none, or the pool's.
+    pub fn proxy(mut self, rules: impl Into<ProxyRules>) -> Self {
+        self.connect.proxies = rules.into();
+        self
+    }
+
+    /// Goes through the proxies that the environment names, read now:
+    /// [`ProxyRules::from_env`](crate::proxy::ProxyRules::from_env).
+    pub fn proxy_from_env(mut self) -> Self {
+        match ProxyRules::from_env() {
+            Ok(rules) => self.connect.proxies = rules,
+            Err(error) => self.mistake = self.mistake.or(Some(error)),
+        }
+        self
+    }
+
+    /// Connects to this Unix socket instead of the host of the base URL, which still names the
+    /// origin in `Host`, `:authority` and TLS.
+    #[cfg(unix)]
+    pub fn unix_socket(mut self, path: impl AsRef<std::path::Path>) -> Self {
+        self.connect.unix_socket = Some(path.as_ref().into());
+        self
+    }
+
     /// Shares connections only with clients of the same tag.
     pub fn isolate(mut self, tag: impl Into<String>) -> Self {
         self.connect.isolation = Some(tag.into().into());
@@ -199,6 +225,7 @@ impl ClientBuilder {
         }
         let base = BaseUrl::parse(&base_url)?;
         crate::connection::check_plain(&base.origin, connect.protocols)?;
+        check_unix_socket(&connect, pool.has_dialer())?;
         if base.origin.is_https() {
             pool.prepare_tls(&connect.tls)?;
         }
@@ -232,6 +259,22 @@ impl ClientBuilder {
     }
 }
 
+/// A Unix socket leaves nothing to do for a proxy or a dialer.
+fn check_unix_socket(connect: &ConnectOptions, has_dialer: bool) -> Result<(), Error> {
+    if connect.unix_socket.is_none() {
+        return Ok(());
+    }
+    if !connect.proxies.is_none() {
+        return Err(Error::invalid("a proxy does nothing beside unix_socket"));
+    }
+    if has_dialer {
+        return Err(Error::invalid(
+            "the pool's dialer does nothing beside unix_socket",
+        ));
+    }
+    Ok(())
+}
+
 /// The names of the fields, never their values.
 fn differences(a: &ClientCore, b: &ClientCore) -> Vec<&'static str> {
     let ConnectOptions {
@@ -239,6 +282,8 @@ fn differences(a: &ClientCore, b: &ClientCore) -> Vec<&'static str> {
         tls,
         tcp,
         ip_version,
+        proxies,
+        unix_socket,
         isolation,
     } = &*a.route.options;
     let other = &*b.route.options;
@@ -248,6 +293,8 @@ fn differences(a: &ClientCore, b: &ClientCore) -> Vec<&'static str> {
         ("tls", *tls != other.tls),
         ("tcp", *tcp != other.tcp),
         ("ip_version", *ip_version != other.ip_version),
+        ("proxy", *proxies != other.proxies),
+        ("unix_socket", *unix_socket != other.unix_socket),
         ("isolation", *isolation != other.isolation),
         ("timeouts", a.options.timeouts != b.options.timeouts),
         ("retry", a.options.retry != b.options.retry),

@@ -17,6 +17,7 @@ use crate::io::Dial;
 use crate::metrics::ConnectionPoolStats;
 use crate::origin::Origin;
 use crate::pool::{Limits, Pool, PoolConfig, WarmReport, warm};
+use crate::proxy::ProxyRules;
 use crate::sync::lock;
 use crate::tcp::TcpOptions;
 use crate::tls::TlsOptions;
@@ -296,6 +297,24 @@ impl ConnectionPoolBuilder {
     /// Sets the address families that clients start from.
     pub fn ip_version(mut self, version: IpVersion) -> Self {
         self.connect.ip_version = version;
+        self
+    }
+
+    /// Sets the proxies that clients start from; a [`Proxy`](crate::proxy::Proxy) alone is used for
+    /// every origin. Default none: the environment is read only by
+    /// [`proxy_from_env`](Self::proxy_from_env).
+    pub fn proxy(mut self, rules: impl Into<ProxyRules>) -> Self {
+        self.connect.proxies = rules.into();
+        self
+    }
+
+    /// Sets the proxies that clients start from to those that the environment names, read now:
+    /// [`ProxyRules::from_env`](crate::proxy::ProxyRules::from_env).
+    pub fn proxy_from_env(mut self) -> Self {
+        match ProxyRules::from_env() {
+            Ok(rules) => self.connect.proxies = rules,
+            Err(error) => self.mistake = self.mistake.or(Some(error)),
+        }
         self
     }
 

@@ -1,23 +1,26 @@
 //! One dial: the phases in their order, each stamped where it happens.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::io::{AsyncBufRead, AsyncWrite};
 use tokio::time::timeout;
 
 use crate::dns::Dns;
 use crate::error::{Error, ErrorKind};
 use crate::event::{DialEvent, DialRecorder};
-use crate::http1::Http1;
+use crate::http1::{Forward, Http1};
 use crate::http2::{self, Driver, Http2, Http2Options};
 use crate::io::{Carrier, Dial, DialTarget, Transport, Wire};
+use crate::proxy::{self, ProxyScheme};
 use crate::tcp;
 use crate::timing::Phase;
 use crate::tls;
 
 use super::info::ConnectionInfo;
-use super::plan::{Plan, Protocols, Security};
+use super::plan::{FirstHop, Plan, Protocols, ProxyHop, Security};
 use super::race::{RaceError, RaceOptions, race};
 use super::stream::Stream;
 
@@ -73,7 +76,11 @@ async fn walk(
     stream_limit: Option<u32>,
 ) -> Result<Opened, Error> {
     let transport = reach(plan, deps, recorder).await?;
-    let wire = Wire::new(transport);
+    let remote_addr = transport.peer_addr();
+    let wire = match &plan.first_hop {
+        FirstHop::Proxy(hop) => pass(hop, plan, Wire::new(transport), recorder).await?,
+        FirstHop::Origin | FirstHop::Unix(_) => Wire::new(transport),
+    };
     let (mut stream, alpn) = match &plan.security {
         Security::Plain => (Stream::Plain(wire), None),
         Security::Tls(tls) => {
@@ -87,7 +94,6 @@ async fn walk(
     // From here until the first request nothing leaves: the end of the handshake, the preface and
     // the request go together.
     stream.hold();
-    let remote_addr = stream.peer_addr();
     let (protocol, link) = if speaks_http2(plan, alpn.as_deref())? {
         recorder.emit(DialEvent::ProtocolStart);
         let (handle, driver) = http2::connect(stream, &deps.http2, stream_limit).await?;
@@ -95,23 +101,86 @@ async fn walk(
     } else {
         (
             http::Version::HTTP_11,
-            Link::Http1(Box::new(Http1::new(stream))),
+            Link::Http1(Box::new(Http1::new(stream, forward(plan)))),
         )
     };
     recorder.emit(DialEvent::Ready);
-    let trace = recorder.trace();
-    let info = ConnectionInfo::new(plan.origin_text.clone(), protocol, remote_addr, trace);
+    let info = ConnectionInfo::new(plan, protocol, remote_addr, recorder.trace());
     Ok(Opened { info, link })
+}
+
+/// From an established transport to a proxy to a byte stream that leads to the origin.
+async fn pass(
+    hop: &ProxyHop,
+    plan: &Plan,
+    mut wire: Wire<Transport>,
+    recorder: &Arc<DialRecorder>,
+) -> Result<Wire<Transport>, Error> {
+    if hop.forwards && hop.tls.is_none() {
+        return Ok(wire);
+    }
+    recorder.emit(DialEvent::ProxyStart);
+    let tunnelled = async {
+        let Some(tls) = &hop.tls else {
+            tunnel(hop, plan, &mut wire).await?;
+            return Ok(wire);
+        };
+        let handshake = tls::handshake(tls, wire).await;
+        let (mut outer, _) = handshake.map_err(|e| {
+            Error::new(ErrorKind::Proxy, "TLS with the proxy").with_source(e.without_phase())
+        })?;
+        if !hop.forwards {
+            tunnel(hop, plan, &mut outer).await?;
+        }
+        // The wire above corks; this one passes each record on, since nobody flushes it.
+        outer.get_mut().0.write_through();
+        Ok(Wire::new(Transport::custom(outer)))
+    };
+    let wire = tunnelled.await.map_err(|e: Error| e.at(Phase::Proxy))?;
+    recorder.emit(DialEvent::ProxyEnd);
+    Ok(wire)
+}
+
+async fn tunnel<S>(hop: &ProxyHop, plan: &Plan, stream: &mut S) -> Result<(), Error>
+where
+    S: AsyncBufRead + AsyncWrite + Unpin,
+{
+    match hop.proxy.scheme() {
+        ProxyScheme::Socks5 => {
+            proxy::socks_connect(stream, &plan.origin, hop.proxy.credentials()).await
+        }
+        ProxyScheme::Http | ProxyScheme::Https => {
+            let authority = plan.origin.authority_with_port();
+            let authorization = hop.proxy.authorization();
+            proxy::http_connect(stream, &authority, authorization.as_ref()).await
+        }
+    }
+}
+
+/// How HTTP/1.1 addresses a proxy that is asked for each request.
+fn forward(plan: &Plan) -> Option<Forward> {
+    match &plan.first_hop {
+        FirstHop::Proxy(hop) if hop.forwards => Some(Forward {
+            prefix: plan.origin_text.clone(),
+            authorization: hop.proxy.authorization(),
+        }),
+        _ => None,
+    }
 }
 
 /// dns and tcp: from a name to a transport.
 async fn reach(plan: &Plan, deps: &Deps, recorder: &Arc<DialRecorder>) -> Result<Transport, Error> {
-    let lookup = deps.dns.lookup(plan.origin.canonical_host(), plan.families);
+    if let FirstHop::Unix(path) = &plan.first_hop {
+        return reach_unix(path, recorder).await;
+    }
+    let (host, port) = plan.target();
+    let host_text: Arc<str> = host.to_string().into();
+    let lookup = deps.dns.lookup(host, plan.families);
     if lookup.source().is_lookup() {
         recorder.emit(DialEvent::LookupStart);
     }
     let attempt = |addr: SocketAddr| {
-        let target = DialTarget::new(addr, plan.host_text.clone());
+        let target = DialTarget::new(addr, host_text.clone());
         let dialer = deps.dialer.clone();
         async move {
             match dialer {
@@ -120,27 +189,54 @@ async fn reach(plan: &Plan, deps: &Deps, recorder: &Arc<DialRecorder>) -> Result
             }
         }
     };
-    let won = race(lookup, plan.origin.port(), deps.race, recorder, attempt).await;
-    let transport = won.map_err(|e| unreachable(&plan.host_text, e))?;
+    let won = race(lookup, port, deps.race, recorder, attempt).await;
+    let transport = won.map_err(|e| unreachable(plan, e))?;
     recorder.emit(DialEvent::TcpEstablished);
     Ok(transport)
 }
 
-fn unreachable(host: &str, error: RaceError) -> Error {
+#[cfg(unix)]
+async fn reach_unix(path: &Path, recorder: &Arc<DialRecorder>) -> Result<Transport, Error> {
+    recorder.emit(DialEvent::UnixConnectStart);
+    let stream = tokio::net::UnixStream::connect(path).await.map_err(|e| {
+        let message = format!("cannot connect to the Unix socket {}", path.display());
+        Error::new(ErrorKind::Connect, message)
+            .at(Phase::Tcp)
+            .with_source(e)
+    })?;
+    recorder.emit(DialEvent::TcpEstablished);
+    Ok(Transport::Unix(stream))
+}
+
+#[cfg(not(unix))]
+async fn reach_unix(_: &Path, _: &Arc<DialRecorder>) -> Result<Transport, Error> {
+    Err(Error::invalid("there are no Unix sockets on this system"))
+}
+
+fn unreachable(plan: &Plan, error: RaceError) -> Error {
+    let proxy = match &plan.first_hop {
+        FirstHop::Proxy(hop) => Some(&hop.proxy),
+        FirstHop::Origin | FirstHop::Unix(_) => None,
+    };
     match error {
         RaceError::Unresolved(error) => {
-            Error::new(ErrorKind::Dns, format!("cannot resolve `{host}`"))
+            let message = match proxy {
+                Some(proxy) => format!("cannot resolve the proxy {proxy}"),
+                None => format!("cannot resolve `{}`", plan.host_text),
+            };
+            Error::new(ErrorKind::Dns, message)
                 .at(Phase::Dns)
                 .with_source(error)
         }
         RaceError::Unreachable { addr, tried, error } => {
+            let of = proxy.map_or_else(String::new, |proxy| format!(" of the proxy {proxy}"));
             let others = match tried {
                 0 | 1 => String::new(),
                 n => format!(" nor to {} other address(es)", n - 1),
             };
             Error::new(
                 ErrorKind::Connect,
-                format!("cannot connect to {addr}{others}"),
+                format!("cannot connect to {addr}{of}{others}"),
             )
             .at(Phase::Tcp)
             .with_source(error)

@@ -6,7 +6,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use crate::io::PeerAddr;
+use crate::proxy::Proxy;
 use crate::timing::ConnectionTrace;
+
+use super::plan::{FirstHop, Plan};
 
 /// The identity of a connection: unique in the process, never used again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -41,13 +44,14 @@ struct Facts {
     origin: Arc<str>,
     protocol: http::Version,
     remote_addr: Option<PeerAddr>,
+    proxy: Option<Proxy>,
     trace: Arc<ConnectionTrace>,
     requests: AtomicU64,
 }
 
 impl ConnectionInfo {
     pub(crate) fn new(
-        origin: Arc<str>,
+        plan: &Plan,
         protocol: http::Version,
         remote_addr: Option<PeerAddr>,
         trace: ConnectionTrace,
@@ -55,9 +59,13 @@ impl ConnectionInfo {
         Self {
             facts: Arc::new(Facts {
                 id: ConnectionId::next(),
-                origin,
+                origin: plan.origin_text.clone(),
                 protocol,
                 remote_addr,
+                proxy: match &plan.first_hop {
+                    FirstHop::Proxy(hop) => Some(hop.proxy.clone()),
+                    FirstHop::Origin | FirstHop::Unix(_) => None,
+                },
                 trace: Arc::new(trace),
                 requests: AtomicU64::new(0),
             }),
@@ -79,9 +87,14 @@ impl ConnectionInfo {
         self.facts.protocol
     }
 
-    /// The address of the other end, where the transport knows one.
+    /// The address of the transport's other end, where it knows one: the proxy's, if there is one.
     pub fn remote_addr(&self) -> Option<&PeerAddr> {
         self.facts.remote_addr.as_ref()
+    }
+
+    /// The proxy it goes through.
+    pub fn proxy(&self) -> Option<&Proxy> {
+        self.facts.proxy.as_ref()
     }
 
     /// What setting it up cost, phase by phase.
@@ -122,6 +135,7 @@ impl fmt::Debug for ConnectionInfo {
             .field("origin", &self.facts.origin)
             .field("protocol", &self.facts.protocol)
             .field("remote_addr", &self.facts.remote_addr)
+            .field("proxy", &self.facts.proxy)
             .field("tls_resumed", &self.tls_resumed())
             .field("requests", &self.requests())
             .finish_non_exhaustive()

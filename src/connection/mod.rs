@@ -1,7 +1,7 @@
 //! The only place where the phases meet: from a plan to a connection that speaks HTTP.
 //!
 //! ```text
-//! plan -- race (dns -> tcp, happy eyeballs) -- tls -- h2 preface, or h1, by ALPN --> Opened
+//! plan -- race (dns -> tcp, happy eyeballs) -- [proxy] -- tls -- h2 preface, or h1, by ALPN --> Opened
 //! ```
 //!
 //! `plan` says what to connect to and how (pure), `race` tries the addresses, `connect` walks the

@@ -1,10 +1,12 @@
 //! What to connect to and how. Pure.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use crate::dns::Families;
 use crate::error::Error;
-use crate::origin::Origin;
+use crate::origin::{Host, Origin};
+use crate::proxy::{Proxy, ProxyRules, ProxyScheme};
 use crate::tcp::TcpOptions;
 use crate::tls::{Alpn, Identities, OriginTls, TlsOptions};
 
@@ -44,6 +46,9 @@ pub(crate) struct ConnectOptions {
     pub(crate) tls: TlsOptions,
     pub(crate) tcp: TcpOptions,
     pub(crate) ip_version: IpVersion,
+    pub(crate) proxies: ProxyRules,
+    /// The origin listens on this Unix socket: no DNS and no TCP.
+    pub(crate) unix_socket: Option<Arc<Path>>,
     /// Connections of different tags are never shared.
     pub(crate) isolation: Option<Arc<str>>,
 }
@@ -55,6 +60,24 @@ pub(crate) enum Security {
     Tls(OriginTls),
 }
 
+/// What the transport leads to.
+#[derive(Clone, Debug)]
+pub(crate) enum FirstHop {
+    Origin,
+    Unix(Arc<Path>),
+    Proxy(ProxyHop),
+}
+
+/// The way through a proxy.
+#[derive(Clone, Debug)]
+pub(crate) struct ProxyHop {
+    pub(crate) proxy: Proxy,
+    /// TLS with the proxy itself.
+    pub(crate) tls: Option<OriginTls>,
+    /// The proxy is asked for each request in absolute-form and not once for a tunnel.
+    pub(crate) forwards: bool,
+}
+
 /// How to set up a connection to one origin: made once per origin, read by every dial.
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
@@ -62,6 +85,7 @@ pub(crate) struct Plan {
     /// The origin as errors and targets name it.
     pub(crate) origin_text: Arc<str>,
     pub(crate) host_text: Arc<str>,
+    pub(crate) first_hop: FirstHop,
     pub(crate) families: Families,
     pub(crate) tcp: TcpOptions,
     pub(crate) security: Security,
@@ -81,6 +105,8 @@ impl Plan {
             tls,
             tcp,
             ip_version,
+            proxies,
+            unix_socket,
             isolation: _,
         } = options;
         let security = if origin.is_https() {
@@ -94,10 +120,29 @@ impl Plan {
             check_plain(origin, *protocols)?;
             Security::Plain
         };
+        let first_hop = match (unix_socket, proxies.proxy_for(origin)) {
+            (Some(path), _) => FirstHop::Unix(path.clone()),
+            (None, None) => FirstHop::Origin,
+            (None, Some(proxy)) => {
+                let tls = (proxy.scheme() == ProxyScheme::Https)
+                    .then(|| identities.for_origin(tls, proxy.host(), Alpn::Http1))
+                    .transpose()?;
+                // HTTP/2 on plain http has no absolute-form: it needs a tunnel.
+                let forwards = !origin.is_https()
+                    && proxy.scheme() != ProxyScheme::Socks5
+                    && *protocols != Protocols::Http2PriorKnowledge;
+                FirstHop::Proxy(ProxyHop {
+                    proxy: proxy.clone(),
+                    tls,
+                    forwards,
+                })
+            }
+        };
         Ok(Self {
             origin_text: origin.to_string().into(),
             host_text: origin.host().into(),
             origin: origin.clone(),
+            first_hop,
             families: Families {
                 v4: *ip_version != IpVersion::V6,
                 v6: *ip_version != IpVersion::V4,
@@ -106,6 +151,17 @@ impl Plan {
             security,
             protocols: *protocols,
         })
+    }
+
+    /// The host whose name is looked up, and the port to connect to: those of the proxy if there is
+    /// one.
+    pub(crate) fn target(&self) -> (&Host, u16) {
+        match &self.first_hop {
+            FirstHop::Proxy(hop) => (hop.proxy.host(), hop.proxy.port()),
+            FirstHop::Origin | FirstHop::Unix(_) => {
+                (self.origin.canonical_host(), self.origin.port())
+            }
+        }
     }
 
     /// The protocol, where it is known before the connection is.

@@ -8,7 +8,7 @@ use std::time::Instant;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_rustls::client::TlsStream;
 
-use crate::io::{Carrier, PeerAddr, Transport, Wire};
+use crate::io::{Carrier, Transport, Wire};
 
 /// What HTTP is spoken over.
 #[derive(Debug)]
@@ -35,10 +35,6 @@ impl Stream {
     /// From now on every write is written at once.
     pub(crate) fn write_through(&mut self) {
         self.wire_mut().write_through();
-    }
-
-    pub(crate) fn peer_addr(&self) -> Option<PeerAddr> {
-        self.wire().get_ref().peer_addr()
     }
 }
 

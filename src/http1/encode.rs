@@ -3,18 +3,30 @@
 //! Names and values come as `http` types, which cannot hold CR, LF or NUL.
 
 use std::io::Write;
+use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
-use http::{HeaderMap, Method};
+use http::header::PROXY_AUTHORIZATION;
+use http::{HeaderMap, HeaderName, HeaderValue, Method};
 
 /// What goes into the head of a request beside its framing.
 #[derive(Debug)]
 pub(crate) struct RequestHead<'a> {
     pub(crate) method: &'a Method,
-    /// Path and query: origin-form (RFC 9112 §3.2.1).
+    /// Path and query: origin-form (RFC 9112 §3.2.1), unless a proxy forwards.
     pub(crate) target: &'a str,
     pub(crate) authority: &'a str,
     pub(crate) headers: &'a HeaderMap,
+}
+
+/// The other end is a proxy that is asked for each request (RFC 9112 §3.2.2): absolute-form, and
+/// the credentials that are its own.
+#[derive(Debug)]
+pub(crate) struct Forward {
+    /// The origin, as `http://host:port`.
+    pub(crate) prefix: Arc<str>,
+    /// The value of `proxy-authorization`.
+    pub(crate) authorization: Option<HeaderValue>,
 }
 
 /// How the body of a request is delimited.
@@ -40,16 +52,25 @@ impl UploadFraming {
 }
 
 /// Writes the head.
-pub(crate) fn head(head: &RequestHead<'_>, framing: UploadFraming) -> Bytes {
+pub(crate) fn head(
+    head: &RequestHead<'_>,
+    framing: UploadFraming,
+    forward: Option<&Forward>,
+) -> Bytes {
     let fields: usize = head
         .headers
         .iter()
         .map(|(name, value)| name.as_str().len() + value.len() + 4)
         .sum();
-    let mut out = BytesMut::with_capacity(96 + head.target.len() + head.authority.len() + fields);
+    let prefix = forward.map_or("", |forward| &forward.prefix);
+    let authorization = forward.and_then(|forward| forward.authorization.as_ref());
+    let for_proxy = prefix.len() + authorization.map_or(0, |value| value.len() + 24);
+    let fixed = 96 + head.target.len() + head.authority.len() + for_proxy;
+    let mut out = BytesMut::with_capacity(fixed + fields);
     for part in [
         head.method.as_str(),
         " ",
+        prefix,
         head.target,
         " HTTP/1.1\r\nhost: ",
         head.authority,
@@ -57,11 +78,14 @@ pub(crate) fn head(head: &RequestHead<'_>, framing: UploadFraming) -> Bytes {
         out.put_slice(part.as_bytes());
     }
     out.put_slice(b"\r\n");
+    if let Some(value) = authorization {
+        field(&mut out, &PROXY_AUTHORIZATION, value);
+    }
     for (name, value) in head.headers {
-        out.put_slice(name.as_str().as_bytes());
-        out.put_slice(b": ");
-        out.put_slice(value.as_bytes());
-        out.put_slice(b"\r\n");
+        // The proxy's credentials are those that it was configured with.
+        if authorization.is_none() || *name != PROXY_AUTHORIZATION {
+            field(&mut out, name, value);
+        }
     }
     match framing {
         UploadFraming::Empty => {}
@@ -84,13 +108,17 @@ pub(crate) fn last_chunk(trailers: Option<&HeaderMap>) -> Bytes {
     let mut out = BytesMut::with_capacity(5);
     out.put_slice(b"0\r\n");
     for (name, value) in trailers.into_iter().flatten() {
-        out.put_slice(name.as_str().as_bytes());
-        out.put_slice(b": ");
-        out.put_slice(value.as_bytes());
-        out.put_slice(b"\r\n");
+        field(&mut out, name, value);
     }
     out.put_slice(b"\r\n");
     out.freeze()
+}
+
+fn field(out: &mut BytesMut, name: &HeaderName, value: &HeaderValue) {
+    out.put_slice(name.as_str().as_bytes());
+    out.put_slice(b": ");
+    out.put_slice(value.as_bytes());
+    out.put_slice(b"\r\n");
 }
 
 fn number(out: &mut BytesMut, text: std::fmt::Arguments<'_>) {
@@ -115,7 +143,7 @@ mod tests {
             headers: &headers,
         };
         assert_eq!(
-            head(&request, UploadFraming::new(&Method::POST, Some(3))),
+            head(&request, UploadFraming::new(&Method::POST, Some(3)), None),
             "POST /a?b HTTP/1.1\r\nhost: h.test:81\r\naccept: */*\r\ncontent-length: 3\r\n\r\n"
         );
         assert_eq!(
@@ -130,7 +158,24 @@ mod tests {
             UploadFraming::new(&Method::GET, None),
             UploadFraming::Chunked
         );
+        let forward = Forward {
+            prefix: "http://h.test:81".into(),
+            authorization: Some("Basic ours".parse().unwrap()),
+        };
+        let mut headers = HeaderMap::new();
+        headers.insert(PROXY_AUTHORIZATION, "Basic theirs".parse().unwrap());
+        let request = RequestHead {
+            headers: &headers,
+            ..request
+        };
+        assert_eq!(
+            head(&request, UploadFraming::Empty, Some(&forward)),
+            "POST http://h.test:81/a?b HTTP/1.1\r\nhost: h.test:81\r\nproxy-authorization: Basic ours\r\n\r\n"
+        );
         assert_eq!(chunk_size(255), "ff\r\n");
-        assert_eq!(last_chunk(Some(&headers)), "0\r\naccept: */*\r\n\r\n");
+        assert_eq!(
+            last_chunk(Some(&headers)),
+            "0\r\nproxy-authorization: Basic theirs\r\n\r\n"
+        );
     }
 }

@@ -22,7 +22,7 @@ use crate::io::Carrier;
 use crate::timing::Phase;
 
 use super::chunked::{ChunkedDecoder, Decoded};
-use super::encode::{self, RequestHead, UploadFraming};
+use super::encode::{self, Forward, RequestHead, UploadFraming};
 use super::framing::{self, BodyFraming};
 
 /// Asked of the stream by one read of a body.
@@ -66,12 +66,15 @@ pub(crate) struct Http1<S> {
     state: State,
     keep_alive: Result<(), CloseReason>,
     limits: HeadLimits,
+    /// The other end is a proxy that forwards.
+    forward: Option<Forward>,
 }
 
 impl<S: Carrier> Http1<S> {
-    pub(crate) fn new(io: S) -> Self {
+    pub(crate) fn new(io: S, forward: Option<Forward>) -> Self {
         Self {
             io,
+            forward,
             buffer: BytesMut::new(),
             state: State::Idle,
             keep_alive: Ok(()),
@@ -145,7 +148,7 @@ impl<S: Carrier> Http1<S> {
     ) -> Result<ResponseHead, Error> {
         self.state = State::Busy;
         self.keep_alive = Ok(());
-        let upload = Upload::new(request, length);
+        let upload = Upload::new(request, length, self.forward.as_ref());
         let mut exchange = Exchange {
             method: request.method,
             written_before: self.io.bytes_written(),
@@ -482,10 +485,10 @@ enum Stage {
 }
 
 impl Upload {
-    fn new(request: &RequestHead<'_>, length: Option<u64>) -> Self {
+    fn new(request: &RequestHead<'_>, length: Option<u64>, forward: Option<&Forward>) -> Self {
         let framing = UploadFraming::new(request.method, length);
         Self {
-            queue: VecDeque::from([encode::head(request, framing)]),
+            queue: VecDeque::from([encode::head(request, framing, forward)]),
             framing,
             body_left: length,
             asks_upgrade: request.headers.contains_key(http::header::UPGRADE),

@@ -15,5 +15,5 @@ mod framing;
 
 #[cfg(any(test, fuzzing))]
 pub(crate) use chunked::check_splits as check_chunked;
-pub(crate) use encode::RequestHead;
+pub(crate) use encode::{Forward, RequestHead};
 pub(crate) use exchange::{Http1, ResponseHead};

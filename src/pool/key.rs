@@ -33,6 +33,8 @@ impl Key {
             tls: _,
             tcp: _,
             ip_version: _,
+            proxies: _,
+            unix_socket: _,
             isolation: _,
         } = &*options;
         let parts = Parts {

@@ -82,6 +82,11 @@ impl Pool {
         self.registry.identities.prepare(options).map(drop)
     }
 
+    /// Transports are opened by the user's dialer.
+    pub(crate) fn has_dialer(&self) -> bool {
+        self.registry.shared.deps.dialer.is_some()
+    }
+
     /// The origin with these options on the current runtime.
     ///
     /// # Errors

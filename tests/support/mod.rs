@@ -8,6 +8,7 @@
 //! | [`h1_peer`] | an HTTP/1 peer scripted byte by byte |
 //! | [`h2_peer`] | an HTTP/2 peer scripted frame by frame |
 //! | [`stall`] | peers that never get as far as HTTP |
+//! | [`proxy`] | a proxy: CONNECT, absolute-form, SOCKS5, with TLS or without |
 //! | [`gate`] | what holds an answer back until the test says so |
 //! | [`port`], [`peer_io`] | what the peers have in common |
 //!
@@ -23,5 +24,6 @@ pub mod h2_peer;
 pub mod peer_io;
 pub mod pki;
 pub mod port;
+pub mod proxy;
 pub mod server;
 pub mod stall;
