@@ -29,6 +29,8 @@ pub(crate) enum DialEvent {
     ProxyEnd,
     TlsStart,
     TlsEnd(TlsFacts),
+    /// The handshake goes on, and the request may be sent as early data.
+    TlsEarly,
     ProtocolStart,
     Ready,
     Failed,
@@ -96,6 +98,7 @@ impl DialRecorder {
                 close(&mut trace.tls);
                 trace.tls_facts = Some(facts);
             }
+            DialEvent::TlsEarly => close(&mut trace.tls),
             DialEvent::ProtocolStart => trace.protocol = open,
             DialEvent::Ready => {
                 close(&mut trace.protocol);
@@ -120,6 +123,11 @@ impl DialRecorder {
         lock(&self.trace).clone()
     }
 
+    /// When the dial began.
+    pub(crate) fn start(&self) -> Instant {
+        lock(&self.trace).start
+    }
+
     pub(crate) fn current_phase(&self) -> Phase {
         lock(&self.trace).current_phase()
     }
@@ -135,6 +143,11 @@ pub(crate) enum RequestEvent {
     Acquired {
         how: ConnectionUse,
         dial: Option<Arc<ConnectionTrace>>,
+    },
+    /// Early data was rejected: the request was sent again when the handshake had ended, at `at`.
+    EarlyRejected {
+        dial: Arc<ConnectionTrace>,
+        at: Instant,
     },
     /// The last byte of the request was handed over.
     UploadEnd,
@@ -225,6 +238,14 @@ impl RequestRecorder {
                 timing.acquired = Some(at);
                 let from = timing.attempt_start.unwrap_or(timing.start);
                 timing.share = Share::partition(from, at, dial.as_deref(), &self.waits);
+            }
+            RequestEvent::EarlyRejected { dial, at: ended } => {
+                let latest = timing.first_byte.unwrap_or(at);
+                let acquired = timing.acquired.map_or(ended, |a| a.max(ended)).min(latest);
+                let from = timing.attempt_start.unwrap_or(timing.start);
+                timing.acquired = Some(acquired);
+                timing.upload_end = timing.upload_end.map(|sent| sent.max(acquired));
+                timing.share = Share::partition(from, acquired, Some(&dial), &self.waits);
             }
             RequestEvent::UploadEnd => timing.upload_end = timing.upload_end.or(Some(at)),
             RequestEvent::Informational => timing.informational = timing.informational.or(Some(at)),

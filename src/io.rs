@@ -205,6 +205,8 @@ pub(crate) trait Carrier: AsyncRead + AsyncWrite + Send + Unpin {
     fn uncork(&mut self);
     /// Gives buffers back while the connection is idle.
     fn release_buffers(&mut self);
+    /// Ready once every handshake below is over. Drives it.
+    fn poll_established(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
 }
 
 /// How much one read asks of the socket: a full TLS record.
@@ -261,6 +263,11 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Wire<T> {
     /// From now on every write is written at once: HTTP hands the connection over.
     pub(crate) fn write_through(&mut self) {
         self.cork = Cork::Through;
+    }
+
+    /// Whether bytes that were written still wait to leave.
+    pub(crate) fn has_unsent(&self) -> bool {
+        !self.out.is_empty()
     }
 
     /// The transport below.
@@ -328,6 +335,10 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Carrier for Wire<T> {
         if self.out.is_empty() {
             self.out = Vec::new();
         }
+    }
+
+    fn poll_established(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
     }
 }
 

@@ -138,6 +138,12 @@ impl Counters {
         self.resumed.fetch_add(u64::from(resumed), Relaxed);
     }
 
+    /// The session of a connection that was opened under early data turned out to be resumed, as it
+    /// must be.
+    pub(crate) fn resumed_late(&self) {
+        self.resumed.fetch_add(1, Relaxed);
+    }
+
     pub(crate) fn dial_failed(&self) {
         self.dials_failed.fetch_add(1, Relaxed);
     }

@@ -147,6 +147,18 @@ pub struct DnsFacts {
     pub answers: Vec<IpAddr>,
 }
 
+/// What became of early data (0-RTT, RFC 8446 §2.3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum EarlyData {
+    /// None was sent.
+    NotOffered,
+    /// The request travelled with the first flight of the handshake.
+    Accepted,
+    /// The server did not take it; the same bytes were sent again after the handshake.
+    Rejected,
+}
+
 /// Facts of the TLS handshake of a connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -163,6 +175,8 @@ pub struct TlsFacts {
     pub group: Option<&'static str>,
     /// The protocol chosen by ALPN, escaped; `None` when the server chose none.
     pub alpn: Option<String>,
+    /// What became of early data.
+    pub early_data: EarlyData,
 }
 
 /// A phase of a dial with its instants.
@@ -193,9 +207,10 @@ pub struct ConnectionTrace {
     pub tcp_rtt: Option<Duration>,
     /// Proxy established to tunnel ready.
     pub proxy: Option<Span>,
-    /// The TLS handshake.
+    /// The TLS handshake, up to the moment from which a request may be sent: with early data that is
+    /// accepted, before the peer's answer.
     pub tls: Option<Span>,
-    /// What the handshake agreed on.
+    /// What the handshake agreed on; `None` while it still runs under early data.
     pub tls_facts: Option<TlsFacts>,
     /// The HTTP/2 preface.
     pub protocol: Option<Span>,
@@ -238,6 +253,19 @@ impl ConnectionTrace {
     pub fn get(&self, phase: Phase) -> Option<Duration> {
         let (_, span) = self.spans().find(|(p, _)| *p == phase)?;
         Some(span.end?.saturating_duration_since(span.start))
+    }
+
+    /// The same dial once a handshake that ran under early data has ended at `at`.
+    pub(crate) fn with_late_handshake(&self, facts: TlsFacts, at: Instant) -> Self {
+        let mut trace = self.clone();
+        if facts.early_data == EarlyData::Rejected {
+            if let Some(tls) = &mut trace.tls {
+                tls.end = Some(at);
+            }
+            trace.ready = Some(at);
+        }
+        trace.tls_facts = Some(facts);
+        trace
     }
 
     /// The phase that is running, or the last one that ran. A dial that has not begun any is

@@ -23,6 +23,8 @@ pub(crate) struct Prepared {
     /// The exact length of the body, if known: its own, or the caller's `content-length`.
     pub(crate) length: Option<u64>,
     pub(crate) idempotent: bool,
+    /// It may travel as early data, which can be replayed (RFC 8470 §4).
+    pub(crate) early: bool,
 }
 
 impl Prepared {
@@ -53,6 +55,7 @@ impl Prepared {
         let length = check_framing(&mut headers, origin, body_length)?;
         headers.entry(USER_AGENT).or_insert(USER_AGENT_VALUE);
         headers.entry(ACCEPT).or_insert(ANY);
+        let early = method.is_safe() || idempotent == Some(true);
         let idempotent = idempotent
             .unwrap_or_else(|| method.is_idempotent() || headers.contains_key("idempotency-key"));
         Ok(Self {
@@ -61,6 +64,7 @@ impl Prepared {
             headers,
             length,
             idempotent,
+            early,
         })
     }
 

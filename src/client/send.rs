@@ -12,11 +12,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
+use http::StatusCode;
 use http::uri::Authority;
 
 use crate::body::Body;
 use crate::clock::{deadline, now};
-use crate::connection::{ConnectOptions, ConnectionInfo};
+use crate::connection::{ConnectOptions, ConnectionInfo, Early};
 use crate::error::{Error, ErrorKind, ReplaySafety};
 use crate::event::{RequestEvent, RequestRecorder};
 use crate::http1::RequestHead;
@@ -25,7 +26,7 @@ use crate::origin::Origin;
 use crate::pool::{Acquire, H1Lease, H2Lease, Lease, Pool, WaitLimits, acquire};
 use crate::timing::Phase;
 
-use super::options::{CallOptions, Timeouts};
+use super::options::{CallOptions, RetryPolicy, Timeouts};
 use super::prepare::Prepared;
 use super::response_body::{FinishedCall, ResponseBody};
 use super::retry::{Failure, Tries, Verdict};
@@ -130,6 +131,7 @@ pub(crate) async fn send(
     let mut tries = Tries::default();
     let mut body = Some(body);
     let mut fresh = false;
+    let mut early = request.early;
     loop {
         call.recorder.emit(RequestEvent::AttemptStart);
         call.connection = None;
@@ -137,7 +139,9 @@ pub(crate) async fn send(
         let mut this_body = Some(this_body);
         let find = || pool.host(&route.origin, &route.options);
         let how = if fresh { Acquire::Fresh } else { Acquire::Any };
-        let lease = match acquire(find, how, &mut call.recorder, limits).await {
+        // What may be replayed must be there to be sent again.
+        let may_be_early = early && rest.is_some();
+        let lease = match acquire(find, how, may_be_early, &mut call.recorder, limits).await {
             Ok(lease) => lease,
             Err(error) => return Err(call.fail(error, route)),
         };
@@ -155,6 +159,18 @@ pub(crate) async fn send(
         let result = match bounded(attempt, timeouts, until, &sent).await {
             Ok(result) => result,
             Err(expired) => Err(expired.into_error(&call.recorder)),
+        };
+        let result = match call.connection.as_ref().and_then(ConnectionInfo::early) {
+            None => result,
+            Some(handshake) => {
+                early = false;
+                let result = after_early(result, handshake, &mut call.recorder, pool.counters());
+                if options.retry == RetryPolicy::Never {
+                    result
+                } else {
+                    result.and_then(refuse_too_early)
+                }
+            }
         };
         match result {
             Ok(head) => {
@@ -186,6 +202,37 @@ pub(crate) async fn send(
     }
 }
 
+/// What is known once the request's own handshake is over: early data may have been rejected, and
+/// the handshake itself may be what failed.
+fn after_early(
+    result: Result<Head, Error>,
+    handshake: &Early,
+    recorder: &mut RequestRecorder,
+    counters: &Counters,
+) -> Result<Head, Error> {
+    if let Some(error) = handshake.failure() {
+        return Err(error.clone());
+    }
+    if handshake.trace().is_some() {
+        counters.resumed_late();
+    }
+    if let Some((at, dial)) = handshake.rejected() {
+        recorder.emit(RequestEvent::EarlyRejected { dial, at });
+    }
+    result
+}
+
+/// RFC 8470 §5.2: the server did not process the request, because it was early.
+fn refuse_too_early(head: Head) -> Result<Head, Error> {
+    if head.status() != StatusCode::TOO_EARLY {
+        return Ok(head);
+    }
+    let message = "the server answered 425 to early data";
+    Err(Error::new(ErrorKind::Refused, message)
+        .at(Phase::Wait)
+        .with_replay(ReplaySafety::Unprocessed))
+}
+
 /// 10 to 50 ms. The hasher's keys are the standard library's only source of randomness.
 fn jitter() -> Duration {
     use std::hash::{BuildHasher, RandomState};
@@ -203,6 +250,15 @@ enum Head {
         head: crate::http2::ResponseHead,
         lease: H2Lease,
     },
+}
+
+impl Head {
+    fn status(&self) -> StatusCode {
+        match self {
+            Self::H1 { head, .. } => head.status,
+            Self::H2 { head, .. } => head.status,
+        }
+    }
 }
 
 async fn exchange(

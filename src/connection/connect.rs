@@ -3,11 +3,12 @@
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncBufRead, AsyncWrite};
 use tokio::time::timeout;
 
+use crate::clock::deadline;
 use crate::dns::Dns;
 use crate::error::{Error, ErrorKind};
 use crate::event::{DialEvent, DialRecorder};
@@ -17,12 +18,13 @@ use crate::io::{Carrier, Dial, DialTarget, Transport, Wire};
 use crate::proxy::{self, ProxyScheme};
 use crate::tcp;
 use crate::timing::Phase;
-use crate::tls;
+use crate::tls::{self, OriginTls};
 
+use super::early::Early;
 use super::info::ConnectionInfo;
 use super::plan::{FirstHop, Plan, Protocols, ProxyHop, Security};
 use super::race::{RaceError, RaceOptions, race};
-use super::stream::Stream;
+use super::stream::{OpenHandshake, Stream};
 
 /// What every dial of a pool uses.
 pub(crate) struct Deps {
@@ -47,14 +49,26 @@ pub(crate) enum Link {
     Http2(Http2, Box<Driver<Stream>>),
 }
 
-/// Dials; `stream_limit` is what the peer allowed last. Runs in a task of the pool; dropping the future closes whatever was opened.
+/// What earlier connections to the origin taught.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Learned {
+    /// The stream limit that the peer told last.
+    pub(crate) stream_limit: Option<u32>,
+    /// A request waits that may travel as early data, and this is what the origin speaks.
+    pub(crate) early: Option<http::Version>,
+}
+
+/// Dials. Runs in a task of the pool; dropping the future closes whatever was opened.
+///
+/// With [`Learned::early`] and a ticket that allows it, the connection comes before its handshake
+/// has ended ([`ConnectionInfo::early`]).
 pub(crate) async fn connect(
     plan: &Plan,
     deps: &Deps,
     recorder: &Arc<DialRecorder>,
-    stream_limit: Option<u32>,
+    learned: Learned,
 ) -> Result<Opened, Error> {
-    let walk = walk(plan, deps, recorder, stream_limit);
+    let walk = walk(plan, deps, recorder, learned);
     let result = match timeout(deps.connect_timeout, walk).await {
         Ok(result) => result,
         Err(_) => Err(Error::new(
@@ -73,7 +87,7 @@ async fn walk(
     plan: &Plan,
     deps: &Deps,
     recorder: &Arc<DialRecorder>,
-    stream_limit: Option<u32>,
+    learned: Learned,
 ) -> Result<Opened, Error> {
     let transport = reach(plan, deps, recorder).await?;
     let remote_addr = transport.peer_addr();
@@ -81,32 +95,66 @@ async fn walk(
         FirstHop::Proxy(hop) => pass(hop, plan, Wire::new(transport), recorder).await?,
         FirstHop::Origin | FirstHop::Unix(_) => Wire::new(transport),
     };
-    let (mut stream, alpn) = match &plan.security {
-        Security::Plain => (Stream::Plain(wire), None),
+    let (mut stream, is_http2) = match &plan.security {
+        Security::Plain => (Stream::Plain(wire), speaks_http2(plan, None)?),
         Security::Tls(tls) => {
-            recorder.emit(DialEvent::TlsStart);
-            let (stream, facts) = tls::handshake(tls, wire).await?;
-            let alpn = facts.alpn.clone();
-            recorder.emit(DialEvent::TlsEnd(facts));
-            (Stream::Tls(Box::new(stream)), alpn)
+            let until = deadline(recorder.start(), deps.connect_timeout);
+            secure(plan, tls, wire, learned, recorder, until).await?
         }
     };
     // From here until the first request nothing leaves: the end of the handshake, the preface and
     // the request go together.
     stream.hold();
-    let (protocol, link) = if speaks_http2(plan, alpn.as_deref())? {
+    let early = stream.early();
+    let (protocol, link) = if is_http2 {
         recorder.emit(DialEvent::ProtocolStart);
-        let (handle, driver) = http2::connect(stream, &deps.http2, stream_limit).await?;
+        let (handle, driver) = http2::connect(stream, &deps.http2, learned.stream_limit).await?;
         (http::Version::HTTP_2, Link::Http2(handle, Box::new(driver)))
     } else {
-        (
-            http::Version::HTTP_11,
-            Link::Http1(Box::new(Http1::new(stream, forward(plan)))),
-        )
+        let http1 = Http1::new(stream, forward(plan));
+        (http::Version::HTTP_11, Link::Http1(Box::new(http1)))
     };
     recorder.emit(DialEvent::Ready);
-    let info = ConnectionInfo::new(plan, protocol, remote_addr, recorder.trace());
+    let trace = recorder.trace();
+    if let Some(early) = &early {
+        early.opened(trace.clone());
+    }
+    let info = ConnectionInfo::new(plan, protocol, remote_addr, trace, early);
     Ok(Opened { info, link })
+}
+
+/// TLS with the origin, and whether HTTP/2 is spoken over it.
+async fn secure(
+    plan: &Plan,
+    tls: &OriginTls,
+    wire: Wire<Transport>,
+    learned: Learned,
+    recorder: &Arc<DialRecorder>,
+    until: Instant,
+) -> Result<(Stream, bool), Error> {
+    recorder.emit(DialEvent::TlsStart);
+    let (stream, facts) = match learned.early {
+        None => {
+            let (stream, facts) = tls::handshake(tls, wire).await?;
+            (stream, Some(facts))
+        }
+        Some(_) => tls::early_handshake(tls, wire).await?,
+    };
+    let (is_http2, early) = match (facts, learned.early) {
+        (Some(facts), _) => {
+            let is_http2 = speaks_http2(plan, facts.alpn.as_deref());
+            recorder.emit(DialEvent::TlsEnd(facts));
+            (is_http2?, None)
+        }
+        (None, expected) => {
+            recorder.emit(DialEvent::TlsEarly);
+            let expects_http2 = expected == Some(http::Version::HTTP_2);
+            let early = Early::new(expects_http2);
+            (expects_http2, Some(OpenHandshake::new(early, until)))
+        }
+    };
+    let tls = Box::new(stream);
+    Ok((Stream::Tls { tls, early }, is_http2))
 }
 
 /// From an established transport to a proxy to a byte stream that leads to the origin.

@@ -9,6 +9,7 @@ use crate::io::PeerAddr;
 use crate::proxy::Proxy;
 use crate::timing::ConnectionTrace;
 
+use super::early::Early;
 use super::plan::{FirstHop, Plan};
 
 /// The identity of a connection: unique in the process, never used again.
@@ -46,6 +47,8 @@ struct Facts {
     remote_addr: Option<PeerAddr>,
     proxy: Option<Proxy>,
     trace: Arc<ConnectionTrace>,
+    /// The handshake had not ended when the connection was opened.
+    early: Option<Arc<Early>>,
     requests: AtomicU64,
 }
 
@@ -55,6 +58,7 @@ impl ConnectionInfo {
         protocol: http::Version,
         remote_addr: Option<PeerAddr>,
         trace: ConnectionTrace,
+        early: Option<Arc<Early>>,
     ) -> Self {
         Self {
             facts: Arc::new(Facts {
@@ -67,6 +71,7 @@ impl ConnectionInfo {
                     FirstHop::Origin | FirstHop::Unix(_) => None,
                 },
                 trace: Arc::new(trace),
+                early,
                 requests: AtomicU64::new(0),
             }),
         }
@@ -98,15 +103,28 @@ impl ConnectionInfo {
     }
 
     /// What setting it up cost, phase by phase.
+    ///
+    /// While a handshake runs under early data its facts are not there yet.
     pub fn trace(&self) -> &ConnectionTrace {
-        &self.facts.trace
+        self.current_trace()
     }
 
     pub(crate) fn shared_trace(&self) -> Arc<ConnectionTrace> {
-        self.facts.trace.clone()
+        self.current_trace().clone()
     }
 
-    /// Whether its TLS session was resumed; `None` without TLS.
+    fn current_trace(&self) -> &Arc<ConnectionTrace> {
+        let late = self.facts.early.as_ref().and_then(|early| early.trace());
+        late.unwrap_or(&self.facts.trace)
+    }
+
+    /// The handshake under early data, if there was one.
+    pub(crate) fn early(&self) -> Option<&Arc<Early>> {
+        self.facts.early.as_ref()
+    }
+
+    /// Whether its TLS session was resumed; `None` without TLS, and while the handshake still runs
+    /// under early data.
     pub fn tls_resumed(&self) -> Option<bool> {
         self.trace().tls_facts.as_ref().map(|tls| tls.resumed)
     }

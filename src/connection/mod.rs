@@ -5,15 +5,18 @@
 //! ```
 //!
 //! `plan` says what to connect to and how (pure), `race` tries the addresses, `connect` walks the
-//! phases and stamps them, `stream` is what comes out below HTTP, `info` what is known about it.
+//! phases and stamps them, `stream` is what comes out below HTTP, `early` a handshake that has not
+//! ended when it does, `info` what is known about it.
 
 mod connect;
+mod early;
 mod info;
 mod plan;
 mod race;
 mod stream;
 
-pub(crate) use connect::{Deps, Link, Opened, connect};
+pub(crate) use connect::{Deps, Learned, Link, Opened, connect};
+pub(crate) use early::Early;
 pub use info::{ConnectionId, ConnectionInfo};
 pub(crate) use plan::{ConnectOptions, Plan, check_plain};
 pub use plan::{IpVersion, Protocols};

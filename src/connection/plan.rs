@@ -164,6 +164,11 @@ impl Plan {
         }
     }
 
+    /// Requests may travel as early data, if there is a ticket that allows it.
+    pub(crate) fn allows_early_data(&self) -> bool {
+        matches!(&self.security, Security::Tls(tls) if tls.early.is_some())
+    }
+
     /// The protocol, where it is known before the connection is.
     pub(crate) fn known_protocol(&self) -> Option<http::Version> {
         match (self.protocols, &self.security) {

@@ -58,6 +58,7 @@ struct Life {
     joins_after: u8,
     skip_tls: bool,
     proxy: bool,
+    early_rejected: bool,
     reads: u8,
     first_byte_before_upload_end: bool,
     informational: bool,
@@ -69,7 +70,7 @@ fn life() -> impl Strategy<Value = Life> {
     (
         prop::collection::vec(0u16..500, 8..32),
         1u8..4,
-        any::<[bool; 6]>(),
+        any::<[bool; 7]>(),
         0u8..6,
         0u8..5,
         any::<bool>(),
@@ -85,12 +86,25 @@ fn life() -> impl Strategy<Value = Life> {
                 skip_tls: flags[3],
                 first_byte_before_upload_end: flags[4],
                 proxy: flags[5],
+                early_rejected: flags[6],
                 joins_after,
                 reads,
                 informational,
                 cut,
             },
         )
+}
+
+/// The phase that runs once this was said.
+fn phase_after(event: &DialEvent) -> Option<Phase> {
+    match event {
+        DialEvent::LookupStart => Some(Phase::Dns),
+        DialEvent::ConnectStart(_) | DialEvent::ConnectEnd(..) => Some(Phase::Tcp),
+        DialEvent::ProxyStart => Some(Phase::Proxy),
+        DialEvent::TlsStart => Some(Phase::Tls),
+        DialEvent::ProtocolStart => Some(Phase::Protocol),
+        _ => None,
+    }
 }
 
 /// Lives it; every step may be the last.
@@ -124,6 +138,7 @@ async fn live(life: &Life) -> RequestTiming {
             }));
         }
         let mut trace = None;
+        let mut expected = Vec::new();
         if life.dial {
             let dial = DialRecorder::new();
             let addr = "127.0.0.1:1".parse().unwrap();
@@ -134,6 +149,7 @@ async fn live(life: &Life) -> RequestTiming {
                 cipher_suite: "",
                 group: None,
                 alpn: None,
+                early_data: crate::timing::EarlyData::NotOffered,
             };
             let mut events = vec![
                 DialEvent::LookupStart,
@@ -154,8 +170,13 @@ async fn live(life: &Life) -> RequestTiming {
                     enter = Some(now());
                     recorder.waiting(WaitCause::Dial, now(), Some(dial.clone()));
                 }
+                let open = phase_after(&event);
                 dial.emit(event);
+                let before = now();
                 step!();
+                if let Some(phase) = open {
+                    expected.push((phase, now() - before));
+                }
             }
             let enter = enter.unwrap_or_else(now);
             if life.served {
@@ -175,7 +196,25 @@ async fn live(life: &Life) -> RequestTiming {
         } else {
             ConnectionUse::Idle
         };
-        recorder.emit(RequestEvent::Acquired { how, dial: trace });
+        let dial = trace.clone();
+        recorder.emit(RequestEvent::Acquired { how, dial });
+        let timing = recorder.timing();
+        for phase in [
+            Phase::Dns,
+            Phase::Tcp,
+            Phase::Proxy,
+            Phase::Tls,
+            Phase::Protocol,
+        ] {
+            let of_phase = expected.iter().filter(|(p, _)| *p == phase);
+            let waited: Duration = of_phase.map(|(_, time)| *time).sum();
+            let waited = if trace.is_some() {
+                waited
+            } else {
+                Duration::ZERO
+            };
+            assert_eq!(timing.get(phase).unwrap_or_default(), waited, "{phase}");
+        }
         step!();
         if life.informational {
             recorder.emit(RequestEvent::Informational);
@@ -190,6 +229,15 @@ async fn live(life: &Life) -> RequestTiming {
         let read_at = now();
         step!();
         recorder.emit(RequestEvent::FirstByte(read_at));
+        if let Some(trace) = trace.filter(|_| life.early_rejected) {
+            let mut trace = ConnectionTrace::clone(&trace);
+            if let Some(tls) = &mut trace.tls {
+                tls.end = Some(now());
+            }
+            let (dial, at) = (Arc::new(trace), now());
+            recorder.emit(RequestEvent::EarlyRejected { dial, at });
+            check(&recorder.timing());
+        }
         recorder.emit(RequestEvent::Headers);
         step!();
         if life.first_byte_before_upload_end {
@@ -262,6 +310,7 @@ fn delay_in_one_phase_shows_in_that_phase_and_nowhere_else() {
             cipher_suite: "",
             group: None,
             alpn: None,
+            early_data: crate::timing::EarlyData::NotOffered,
         }));
         dial.emit(DialEvent::ProtocolStart);
         spend(Phase::Protocol).await;

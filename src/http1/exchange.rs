@@ -112,6 +112,13 @@ impl<S: Carrier> Http1<S> {
         }
     }
 
+    /// Ready once every handshake below is over. Nothing may be written before, unless it may be
+    /// replayed.
+    pub(crate) async fn established(&mut self) -> io::Result<()> {
+        self.io.uncork();
+        poll_fn(|cx| self.io.poll_established(cx)).await
+    }
+
     /// Gives memory back while idle.
     pub(crate) fn release_buffers(&mut self) {
         if self.buffer.is_empty() {

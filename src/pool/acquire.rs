@@ -38,7 +38,7 @@ pub(crate) enum Acquire {
 }
 
 /// Gets a connection, or a stream of one. `find` looks the origin up, again if it was forgotten
-/// between.
+/// between. With `early` it may be a connection whose handshake still runs, for this request alone.
 ///
 /// Dropping the future leaves the line; a dial that runs for it finishes and serves others.
 ///
@@ -47,6 +47,7 @@ pub(crate) enum Acquire {
 pub(crate) async fn acquire(
     find: impl Fn() -> Result<Arc<Host>, Error>,
     which: Acquire,
+    early: bool,
     recorder: &mut RequestRecorder,
     limits: WaitLimits,
 ) -> Result<Lease, Error> {
@@ -56,7 +57,7 @@ pub(crate) async fn acquire(
     };
     loop {
         let host = find()?;
-        let (lease, mut how, mut dial) = match host.checkout()? {
+        let (lease, mut how, mut dial) = match host.checkout(early)? {
             Checkout::Gone => continue,
             Checkout::Lease(lease, how) => (lease, how, None),
             Checkout::Line(place) => {

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use http::Version;
 use tokio::sync::{Notify, oneshot};
+use tokio::time::timeout;
 
 use crate::clock::{deadline, now};
 use crate::close_reason::CloseReason;
@@ -64,6 +65,7 @@ impl Host {
             wake: IdleWake::new(this),
             retire_at,
         };
+        let early = conn.info.early().is_some();
         let waiter = {
             let mut books = lock(&self.books);
             books.live.push(Live {
@@ -75,7 +77,7 @@ impl Host {
             state.verdict = Some(Version::HTTP_11);
             state.open += 1;
             let dial = state.dial_ended(id);
-            let waiter = state.line.pop();
+            let waiter = state.next_for(early);
             state.cover(now());
             waiter.map(|waiter| (waiter, dial))
         };
@@ -90,9 +92,26 @@ impl Host {
                 };
                 deliver(vec![(waiter.whom, Ok(grant))]);
             }
+            None if early => self.establish(conn),
             None => self.clone().check_in(conn),
         }
         self.drive();
+    }
+
+    /// The request for which the connection was dialled is gone: nobody may use it before its
+    /// handshake is over.
+    pub(super) fn establish(self: &Arc<Self>, conn: H1Conn) {
+        let (this, limit) = (self.clone(), self.shared.deps.connect_timeout);
+        self.runtime.spawn(async move {
+            // Dropped with the runtime, it is taken off the books.
+            let mut lease = H1Lease::new(conn, this.clone());
+            let established = timeout(limit, lease.http1().established()).await;
+            match established {
+                // It has served nobody and goes home as it came.
+                Ok(Ok(())) => drop(lease),
+                _ => lease.close(CloseReason::Failed),
+            }
+        });
     }
 
     fn opened_http2(
@@ -105,6 +124,7 @@ impl Host {
         retire_at: Option<Instant>,
     ) {
         let trace = info.shared_trace();
+        let early = info.early().is_some();
         let conn = Arc::new(H2Conn::new(handle, info, retire_at));
         // It is idle until its first stream is taken.
         self.shared.idle.fetch_add(1, Ordering::SeqCst);
@@ -120,13 +140,20 @@ impl Host {
             state.verdict = Some(Version::HTTP_2);
             state.open += 1;
             let dial = state.dial_ended(id);
-            state.shared.push(conn.clone());
-            while !state.line.is_empty() {
+            if early {
+                state.settling.push(conn.clone());
+            } else {
+                state.shared.push(conn.clone());
+            }
+            while grants.is_empty() || !early {
                 let Some(taken) = conn.try_take() else { break };
+                let Some(waiter) = state.next_for(early) else {
+                    conn.handle.slots().release();
+                    break;
+                };
                 if taken.before == 0 {
                     self.shared.idle.fetch_sub(1, Ordering::SeqCst);
                 }
-                let waiter = state.line.pop().expect("the line is not empty");
                 self.count_waiting(-1);
                 let grant = Grant {
                     lease: Lease::H2(H2Lease::new(conn.clone(), self.clone())),
@@ -178,7 +205,7 @@ impl Host {
             if !state.shared.is_empty() {
                 state.spare_after = Some(deadline(now(), SPARE_PAUSE));
             }
-            if state.dials.is_empty() {
+            if !state.is_opening() {
                 for waiter in state.line.iter_mut() {
                     waiter.covered = None;
                 }
@@ -292,6 +319,10 @@ impl Watch for Watching {
     }
 
     fn settled(&self) {
+        if let Some(conn) = self.conn.upgrade() {
+            let mut books = lock(&self.host.books);
+            books.state.settled(|c| Arc::ptr_eq(c, &conn));
+        }
         self.settled.notify_waiters();
         if self.host.has_waiters() {
             self.host.drive();

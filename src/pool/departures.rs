@@ -56,9 +56,7 @@ impl Host {
         conn.handle.open();
         let removed = {
             let mut books = lock(&self.books);
-            let shared = &mut books.state.shared;
-            let at = shared.iter().position(|c| Arc::ptr_eq(c, conn));
-            at.map(|at| shared.remove(at))
+            books.state.take_off(|c| Arc::ptr_eq(c, conn))
         };
         // The last handle ends the connection: not under the lock.
         drop(removed);
@@ -97,6 +95,9 @@ impl Home for Host {
         }
         if conn.retire_at.is_some_and(|retire| retire <= at) {
             return self.close(conn, CloseReason::Lifetime);
+        }
+        if conn.info.early().is_some_and(|early| early.is_open()) {
+            return self.establish(conn);
         }
         // From here on the waker tells of whatever the peer does.
         conn.wake.reset();

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
-use crate::connection::{ConnectionInfo, Deps, Opened, Plan, connect};
+use crate::connection::{ConnectionInfo, Deps, Learned, Opened, Plan, connect};
 use crate::error::{Error, ErrorKind};
 use crate::event::DialRecorder;
 
@@ -38,8 +38,7 @@ pub(crate) struct DialTask {
     pub(crate) recorder: Arc<DialRecorder>,
     pub(crate) permit: Permit,
     pub(crate) report: Option<Report>,
-    /// The peer's stream limit, where it is known.
-    pub(crate) stream_limit: Option<u32>,
+    pub(crate) learned: Learned,
 }
 
 impl DialTask {
@@ -51,7 +50,7 @@ impl DialTask {
             let Some(task) = &guard.0 else { return };
             let (plan, deps) = (task.plan.clone(), task.deps.clone());
             let recorder = task.recorder.clone();
-            let result = connect(&plan, &deps, &recorder, task.stream_limit).await;
+            let result = connect(&plan, &deps, &recorder, task.learned).await;
             guard.finish(result);
         });
     }
@@ -70,7 +69,7 @@ impl Guard {
             recorder,
             permit,
             report,
-            stream_limit: _,
+            learned: _,
         } = task;
         sink.dialled(Dialled {
             id,

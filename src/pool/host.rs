@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 
 use crate::clock::{deadline, now};
 use crate::close_reason::CloseReason;
-use crate::connection::{ConnectionInfo, Plan};
+use crate::connection::{ConnectionInfo, Learned, Plan};
 use crate::error::{Error, ErrorKind};
 use crate::event::DialRecorder;
 use crate::sync::{fence, lock};
@@ -129,11 +129,12 @@ impl Host {
         })
     }
 
-    /// A connection or stream at once, or a place in line.
+    /// A connection or stream at once, or a place in line; `early` says that the request may travel
+    /// as early data.
     ///
     /// # Errors
     /// PoolClosed; Limit when `max_waiting` wait already.
-    pub(crate) fn checkout(self: &Arc<Self>) -> Result<Checkout, Error> {
+    pub(crate) fn checkout(self: &Arc<Self>, early: bool) -> Result<Checkout, Error> {
         let at = now();
         let (sender, receiver) = oneshot::channel();
         let ticket = {
@@ -179,7 +180,7 @@ impl Host {
                 .at(Phase::Queue)
                 .with_origin(self.plan.origin_text.clone()));
             }
-            let ticket = state.enqueue(sender, at);
+            let ticket = state.enqueue(sender, early, at);
             self.count_waiting(1);
             ticket
         };
@@ -362,17 +363,23 @@ impl Host {
         if_wanted: bool,
     ) -> bool {
         let recorder = DialRecorder::new();
-        let (id, stream_limit) = {
+        let (id, learned) = {
             let mut books = lock(&self.books);
             let at = now();
-            let wanted = books.state.dials_wanted(self.shared.rules(), at) > 0;
+            let state = &mut books.state;
+            let wanted = state.dials_wanted(self.shared.rules(), at) > 0;
             if self.shared.is_closed() || (if_wanted && !wanted) {
                 drop(books);
                 drop(permit);
                 return false;
             }
-            let id = books.state.dial_started(recorder.clone(), at);
-            (id, books.state.stream_limit)
+            let early = if_wanted && self.plan.allows_early_data() && state.wants_early();
+            let learned = Learned {
+                stream_limit: state.stream_limit,
+                early: state.verdict.filter(|_| early),
+            };
+            let id = state.dial_started(recorder.clone(), learned.early.is_some(), at);
+            (id, learned)
         };
         DialTask {
             id,
@@ -382,7 +389,7 @@ impl Host {
             recorder,
             permit,
             report,
-            stream_limit,
+            learned,
         }
         .spawn(&self.runtime);
         true

@@ -58,6 +58,15 @@ impl<W> Line<W> {
         Some(waiter)
     }
 
+    /// The first waiter of whom this is true leaves, wherever it stands.
+    pub(crate) fn leave_first(&mut self, is_it: impl Fn(&W) -> bool) -> Option<W> {
+        let at = self
+            .places
+            .iter()
+            .position(|place| place.as_ref().is_some_and(&is_it))?;
+        self.leave(Ticket(self.first + at as u64))
+    }
+
     pub(crate) fn get(&self, ticket: Ticket) -> Option<&W> {
         let index = usize::try_from(ticket.0.checked_sub(self.first)?).ok()?;
         self.places.get(index)?.as_ref()
@@ -66,6 +75,10 @@ impl<W> Line<W> {
     fn get_mut(&mut self, ticket: Ticket) -> Option<&mut Option<W>> {
         let index = usize::try_from(ticket.0.checked_sub(self.first)?).ok()?;
         self.places.get_mut(index)
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &W> {
+        self.places.iter().flatten()
     }
 
     /// The waiters from the front.
@@ -103,6 +116,14 @@ mod tests {
         assert_eq!(line.pop(), Some(3));
         assert_eq!(line.get(tickets[4]), Some(&4));
         assert_eq!((line.len(), line.pop(), line.pop()), (1, Some(4), None));
+        let tickets: Vec<_> = (0..5).map(|n| line.push(n)).collect();
+        line.leave(tickets[0]);
+        assert_eq!(line.leave_first(|n| n % 2 == 0), Some(2));
+        assert_eq!(line.leave_first(|n| *n > 7), None);
+        assert_eq!(
+            (line.pop(), line.pop(), line.pop()),
+            (Some(1), Some(3), Some(4))
+        );
         let again = line.push(9);
         assert_eq!(line.leave(again), Some(9));
     }

@@ -38,6 +38,8 @@ pub(crate) struct Waiter<W> {
     pub(crate) since: Instant,
     /// Since when a dial runs that is for it.
     pub(crate) covered: Option<Instant>,
+    /// Its request may travel as early data.
+    pub(crate) early: bool,
 }
 
 /// A dial in progress.
@@ -46,6 +48,8 @@ pub(crate) struct DialEntry<D> {
     pub(crate) id: u64,
     pub(crate) started: Instant,
     pub(crate) what: D,
+    /// It is for a request that may travel as early data.
+    pub(crate) early: bool,
 }
 
 /// Limits that hold for one origin.
@@ -63,6 +67,9 @@ pub(crate) struct HostState<I, S, W, D> {
     pub(crate) verdict: Option<Version>,
     pub(crate) idle: Vec<Idle<I>>,
     pub(crate) shared: Vec<S>,
+    /// HTTP/2 connections whose handshake still runs under early data: each belongs to the one
+    /// request that it was dialled for, and is shared once it has settled.
+    pub(crate) settling: Vec<S>,
     pub(crate) dials: Vec<DialEntry<D>>,
     pub(crate) line: Line<Waiter<W>>,
     /// Connections established and not yet closed, leased and retired ones included.
@@ -81,6 +88,7 @@ impl<I, S: Multiplexed + Clone, W, D> HostState<I, S, W, D> {
             verdict,
             idle: Vec::new(),
             shared: Vec::new(),
+            settling: Vec::new(),
             dials: Vec::new(),
             line: Line::default(),
             open: 0,
@@ -110,14 +118,29 @@ impl<I, S: Multiplexed + Clone, W, D> HostState<I, S, W, D> {
     }
 
     /// Gets in line.
-    pub(crate) fn enqueue(&mut self, whom: W, now: Instant) -> Ticket {
-        let covered =
-            (!self.dials.is_empty() && self.verdict != Some(Version::HTTP_11)).then_some(now);
+    pub(crate) fn enqueue(&mut self, whom: W, early: bool, now: Instant) -> Ticket {
+        let covered = (self.is_opening() && self.verdict != Some(Version::HTTP_11)).then_some(now);
         self.line.push(Waiter {
             whom,
             since: now,
             covered,
+            early,
         })
+    }
+
+    /// Whom a new connection serves: the first in line, or the first whose request may travel as
+    /// early data.
+    pub(crate) fn next_for(&mut self, early: bool) -> Option<Waiter<W>> {
+        if early {
+            self.line.leave_first(|waiter| waiter.early)
+        } else {
+            self.line.pop()
+        }
+    }
+
+    /// A connection is on its way that may serve all who wait.
+    pub(crate) fn is_opening(&self) -> bool {
+        !self.dials.is_empty() || !self.settling.is_empty()
     }
 
     /// How many dials to start now for those who wait.
@@ -130,7 +153,8 @@ impl<I, S: Multiplexed + Clone, W, D> HostState<I, S, W, D> {
         let wanted = match self.verdict {
             None => usize::from(dialing == 0),
             Some(Version::HTTP_2) => {
-                let may = self.shared.len() < rules.max_shared
+                let may = self.settling.is_empty()
+                    && self.shared.len() < rules.max_shared
                     && self.shared.iter().all(Multiplexed::is_settled)
                     && self.spare_after.is_none_or(|after| after <= now);
                 usize::from(dialing == 0 && may)
@@ -150,21 +174,29 @@ impl<I, S: Multiplexed + Clone, W, D> HostState<I, S, W, D> {
     ) -> bool {
         let in_use = u64::from(taken.before) + 1;
         in_use * 5 >= u64::from(taken.limit) * 4
-            && self.dials.is_empty()
+            && !self.is_opening()
             && self.shared.len() < rules.max_shared
             && self.open < rules.max_per_host
             && self.shared.iter().all(|s| s.is_settled())
             && self.spare_after.is_none_or(|after| after <= now)
     }
 
+    /// Whether the next dial should be for a request that may travel as early data: one waits that
+    /// no such dial is for.
+    pub(crate) fn wants_early(&self) -> bool {
+        let waiting = self.line.iter().filter(|waiter| waiter.early).count();
+        waiting > self.dials.iter().filter(|dial| dial.early).count()
+    }
+
     /// A dial begins; it is for the first in line that have none yet.
-    pub(crate) fn dial_started(&mut self, what: D, now: Instant) -> u64 {
+    pub(crate) fn dial_started(&mut self, what: D, early: bool, now: Instant) -> u64 {
         let id = self.next_dial;
         self.next_dial += 1;
         self.dials.push(DialEntry {
             id,
             started: now,
             what,
+            early,
         });
         self.cover(now);
         id
@@ -174,7 +206,7 @@ impl<I, S: Multiplexed + Clone, W, D> HostState<I, S, W, D> {
     pub(crate) fn cover(&mut self, now: Instant) {
         let covered = match self.verdict {
             Some(Version::HTTP_11) => self.dials.len(),
-            _ if self.dials.is_empty() => 0,
+            _ if !self.is_opening() => 0,
             _ => self.line.len(),
         };
         for waiter in self.line.iter_mut().take(covered) {
@@ -195,9 +227,32 @@ impl<I, S: Multiplexed + Clone, W, D> HostState<I, S, W, D> {
             // The others have a dial each.
             Some(Version::HTTP_11) if self.line.len() <= self.dials.len() => Vec::new(),
             Some(Version::HTTP_11) => self.line.pop().into_iter().collect(),
-            _ if !self.shared.is_empty() || !self.dials.is_empty() => Vec::new(),
+            _ if !self.shared.is_empty() || self.is_opening() => Vec::new(),
             _ => self.all_waiters(),
         }
+    }
+
+    /// The handshake of an HTTP/2 connection is over: it may be shared.
+    pub(crate) fn settled(&mut self, is_it: impl Fn(&S) -> bool) {
+        if let Some(at) = self.settling.iter().position(is_it) {
+            let settled = self.settling.remove(at);
+            self.shared.push(settled);
+        }
+    }
+
+    /// Takes an HTTP/2 connection off the books.
+    pub(crate) fn take_off(&mut self, is_it: impl Fn(&S) -> bool) -> Option<S> {
+        for conns in [&mut self.shared, &mut self.settling] {
+            if let Some(at) = conns.iter().position(&is_it) {
+                return Some(conns.remove(at));
+            }
+        }
+        None
+    }
+
+    /// Every HTTP/2 connection that has not retired.
+    pub(crate) fn multiplexed(&self) -> impl Iterator<Item = &S> {
+        self.shared.iter().chain(&self.settling)
     }
 
     /// Everybody leaves the line.
@@ -258,7 +313,7 @@ mod tests {
         let now = Instant::now();
         let mut state = State::new(verdict, now);
         for n in 0..waiters {
-            state.enqueue(n, now);
+            state.enqueue(n, false, now);
         }
         (state, now)
     }
@@ -267,7 +322,7 @@ mod tests {
     fn unknown_protocol_dials_once_whoever_waits() {
         let (mut state, now) = state(None, 50);
         assert_eq!(state.dials_wanted(RULES, now), 1);
-        state.dial_started((), now);
+        state.dial_started((), false, now);
         assert_eq!(state.dials_wanted(RULES, now), 0);
         assert!(state.line.iter_mut().all(|w| w.covered == Some(now)));
     }
@@ -278,7 +333,7 @@ mod tests {
         state.open = 3;
         assert_eq!(state.dials_wanted(RULES, now), 7);
         for _ in 0..7 {
-            state.dial_started((), now);
+            state.dial_started((), false, now);
         }
         assert_eq!(state.dials_wanted(RULES, now), 0);
         let covered = state
@@ -299,7 +354,7 @@ mod tests {
         let (mut state, now) = state(Some(Version::HTTP_2), 5);
         state.shared = vec![Fake::new(2, 2)];
         assert_eq!(state.dials_wanted(RULES, now), 1);
-        state.dial_started((), now);
+        state.dial_started((), false, now);
         assert_eq!(state.dials_wanted(RULES, now), 0);
         state.dials.clear();
         state.shared = (0..4).map(|_| Fake::new(2, 2)).collect();
@@ -345,6 +400,29 @@ mod tests {
             RULES,
             now
         ));
+    }
+
+    #[test]
+    fn connection_under_early_data_is_waited_for_and_shared_only_when_settled() {
+        let (mut state, now) = state(Some(Version::HTTP_2), 0);
+        state.enqueue(0, false, now);
+        assert!(!state.wants_early());
+        state.enqueue(1, true, now);
+        assert!(state.wants_early());
+        let id = state.dial_started((), true, now);
+        assert!(!state.wants_early(), "its dial is for it");
+        state.dial_ended(id);
+        let served = state.line.leave_first(|waiter| waiter.early).unwrap();
+        assert_eq!(served.whom, 1);
+        let conn = Fake::new(1, 10);
+        state.settling.push(conn.clone());
+        assert_eq!(state.dials_wanted(RULES, now), 0, "it is on its way");
+        assert!(
+            state.take_stream().is_none(),
+            "and nobody else's until then"
+        );
+        state.settled(|c| Rc::ptr_eq(&c.0, &conn.0));
+        assert!(state.take_stream().is_some());
     }
 
     #[test]

@@ -64,10 +64,8 @@ impl Host {
     pub(crate) fn close_idle(self: &Arc<Self>, why: CloseReason) {
         let (idle, shared) = {
             let mut books = lock(&self.books);
-            (
-                std::mem::take(&mut books.state.idle),
-                books.state.shared.clone(),
-            )
+            let shared: Vec<_> = books.state.multiplexed().cloned().collect();
+            (std::mem::take(&mut books.state.idle), shared)
         };
         for Idle { conn, .. } in idle {
             self.shared.idle.fetch_sub(1, Ordering::SeqCst);
@@ -83,7 +81,8 @@ impl Host {
     pub(crate) fn shut_down(self: &Arc<Self>, why: CloseReason) {
         let (waiters, shared) = {
             let mut books = lock(&self.books);
-            (books.state.all_waiters(), books.state.shared.clone())
+            let shared: Vec<_> = books.state.multiplexed().cloned().collect();
+            (books.state.all_waiters(), shared)
         };
         self.count_waiting(-(waiters.len() as isize));
         let error = pool_closed().with_origin(self.plan.origin_text.clone());
@@ -178,7 +177,7 @@ impl Tended for Host {
             if state.is_unused() && overdue.is_empty() {
                 due(deadline(state.last_used, REMEMBER_ORIGIN));
             }
-            state.shared.clone()
+            state.multiplexed().cloned().collect::<Vec<_>>()
         };
         for (conn, why) in overdue {
             self.shared.idle.fetch_sub(1, Ordering::SeqCst);

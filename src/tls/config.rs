@@ -40,6 +40,7 @@ pub struct TlsOptions {
     roots: Vec<CertificateDer<'static>>,
     min_version: TlsVersion,
     resumption: bool,
+    early_data: bool,
     key_log: Option<PathBuf>,
 }
 
@@ -51,6 +52,7 @@ impl Default for TlsOptions {
             roots: Vec::new(),
             min_version: TlsVersion::Tls12,
             resumption: true,
+            early_data: false,
             key_log: None,
         }
     }
@@ -63,6 +65,7 @@ impl fmt::Debug for TlsOptions {
             .field("roots", &self.roots.len())
             .field("min_version", &self.min_version)
             .field("resumption", &self.resumption)
+            .field("early_data", &self.early_data)
             .field("key_log", &self.key_log)
             .finish()
     }
@@ -116,6 +119,19 @@ impl TlsOptions {
         self
     }
 
+    /// Whether requests may travel as early data (0-RTT) with the first flight of a resumed
+    /// handshake. Default no.
+    ///
+    /// Early data can be replayed by whoever recorded it, and it leaves before the server's
+    /// identity is proved anew (RFC 8446 §8, RFC 8470). So only requests with a safe method, or for
+    /// which the caller said [`idempotent(true)`](crate::RequestBuilder::idempotent), are sent so,
+    /// and only with a body that can be produced again. A server that does not take them gets the
+    /// same bytes after the handshake; on 425 Too Early the request is sent once more without.
+    pub fn early_data(mut self, on: bool) -> Self {
+        self.early_data = on;
+        self
+    }
+
     /// Appends the secrets of every session to this file, in the format that Wireshark reads.
     /// Whoever has the file reads the traffic: for debugging only. Never switched on by the
     /// environment.
@@ -129,9 +145,13 @@ impl TlsOptions {
             builtin_roots,
             roots,
             min_version,
-            resumption: _,
+            resumption,
+            early_data,
             key_log,
         } = self;
+        if *early_data && !*resumption {
+            return Err(Error::invalid("early_data does nothing without resumption"));
+        }
         let mut store = RootCertStore::empty();
         if *builtin_roots {
             store.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
@@ -254,8 +274,14 @@ impl Identities {
         } else {
             Resumption::disabled()
         };
+        let early = options.early_data.then(|| {
+            let mut early = config.clone();
+            early.enable_early_data = true;
+            Arc::new(early)
+        });
         Ok(OriginTls {
             config: Arc::new(config),
+            early,
             server_name,
         })
     }
@@ -265,6 +291,8 @@ impl Identities {
 #[derive(Clone, Debug)]
 pub(crate) struct OriginTls {
     pub(crate) config: Arc<ClientConfig>,
+    /// The same, with early data on.
+    pub(crate) early: Option<Arc<ClientConfig>>,
     pub(crate) server_name: ServerName<'static>,
 }
 

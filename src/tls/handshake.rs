@@ -9,7 +9,7 @@ use tokio_rustls::{TlsConnector, rustls};
 use rustls::{HandshakeKind, InvalidMessage, ProtocolVersion};
 
 use crate::error::{Error, ErrorKind, escape_peer_text};
-use crate::timing::{Phase, TlsFacts};
+use crate::timing::{EarlyData, Phase, TlsFacts};
 
 use super::config::OriginTls;
 
@@ -23,13 +23,47 @@ where
         .connect(tls.server_name.clone(), io)
         .await
         .map_err(explain)?;
-    let facts = facts(stream.get_ref().1);
+    let facts = facts(stream.get_ref().1, EarlyData::NotOffered);
     Ok((stream, facts))
 }
 
-fn facts(session: &rustls::ClientConnection) -> TlsFacts {
+/// The same, but if there is a ticket that allows early data it returns before anything was sent:
+/// without facts, and what is written next travels with the first flight.
+pub(crate) async fn early_handshake<S>(
+    tls: &OriginTls,
+    io: S,
+) -> Result<(TlsStream<S>, Option<TlsFacts>), Error>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let Some(config) = &tls.early else {
+        let (stream, facts) = handshake(tls, io).await?;
+        return Ok((stream, Some(facts)));
+    };
+    let connector = TlsConnector::from(config.clone()).early_data(true);
+    let stream = connector
+        .connect(tls.server_name.clone(), io)
+        .await
+        .map_err(explain)?;
+    let session = stream.get_ref().1;
+    let facts = (!session.is_handshaking()).then(|| facts(session, EarlyData::NotOffered));
+    Ok((stream, facts))
+}
+
+/// What a handshake that ran under early data agreed on, once it is over.
+pub(crate) fn late_facts(session: &rustls::ClientConnection) -> TlsFacts {
+    let early_data = if session.is_early_data_accepted() {
+        EarlyData::Accepted
+    } else {
+        EarlyData::Rejected
+    };
+    facts(session, early_data)
+}
+
+fn facts(session: &rustls::ClientConnection, early_data: EarlyData) -> TlsFacts {
     let kind = session.handshake_kind();
     TlsFacts {
+        early_data,
         resumed: kind == Some(HandshakeKind::Resumed),
         hello_retry: kind == Some(HandshakeKind::FullWithHelloRetryRequest),
         version: match session.protocol_version() {
@@ -49,7 +83,7 @@ fn facts(session: &rustls::ClientConnection) -> TlsFacts {
 }
 
 /// Says what failed in words that name the cause: the certificate, the peer, the network.
-fn explain(error: io::Error) -> Error {
+pub(crate) fn explain(error: io::Error) -> Error {
     let cause = error
         .get_ref()
         .and_then(|e| e.downcast_ref::<rustls::Error>());

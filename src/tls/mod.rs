@@ -10,5 +10,5 @@ mod session;
 
 pub(crate) use config::{Alpn, Identities, OriginTls, warm_provider};
 pub use config::{TlsOptions, TlsVersion};
-pub(crate) use handshake::handshake;
+pub(crate) use handshake::{early_handshake, explain, handshake, late_facts};
 pub use tokio_rustls::rustls::pki_types::CertificateDer;

@@ -189,6 +189,17 @@ pub fn server_config_client_auth(
     with_tickets(config, alpn)
 }
 
+/// Tickets that allow early data, each good for one resumption; `storage` is the server's memory of them.
+pub fn with_early_data(
+    mut config: ServerConfig,
+    storage: Arc<dyn rustls::server::StoresServerSessions>,
+) -> ServerConfig {
+    config.ticketer = Arc::new(NoTickets);
+    config.session_storage = storage;
+    config.max_early_data_size = 16_384;
+    config
+}
+
 /// Takes every means of resumption away again.
 pub fn without_tickets(mut config: ServerConfig) -> ServerConfig {
     config.send_tls13_tickets = 0;

@@ -14,6 +14,8 @@ pub struct Counts {
     pub tls_resumed: usize,
     /// Handshakes that ended in an alert or a closed connection; not those that the server itself cut.
     pub tls_failed: usize,
+    /// Bytes that came as early data.
+    pub early_bytes: usize,
     /// Request heads seen.
     pub requests: usize,
     /// Requests whose body did not arrive whole.

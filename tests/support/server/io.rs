@@ -27,6 +27,14 @@ impl<S: AsyncRead + Unpin> Io<S> {
         }
     }
 
+    /// With bytes of the stream that were read before.
+    pub(super) fn with_front(front: Vec<u8>, stream: S) -> Self {
+        Self {
+            front: front.into(),
+            ..Self::new(stream)
+        }
+    }
+
     pub(super) fn written(&self) -> Arc<Written> {
         Arc::clone(&self.written)
     }

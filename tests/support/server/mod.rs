@@ -54,6 +54,7 @@ impl Server {
             has_tickets: true,
             answer: serve::at_once(router::route),
             early: None,
+            refuses_early: false,
             http1: http1::Builder::new(),
             http2: http2::Builder::new(TokioExecutor::new()),
         }
@@ -130,6 +131,7 @@ pub struct Builder {
     has_tickets: bool,
     answer: Box<Answer>,
     early: Option<Box<Early>>,
+    refuses_early: bool,
     http1: http1::Builder,
     http2: http2::Builder<TokioExecutor>,
 }
@@ -212,6 +214,12 @@ impl Builder {
         self
     }
 
+    /// Answers 425 Too Early to a request that came as early data.
+    pub fn refuses_early(mut self) -> Self {
+        self.refuses_early = true;
+        self
+    }
+
     /// SETTINGS_MAX_CONCURRENT_STREAMS of each h2 connection.
     pub fn max_concurrent_streams(mut self, streams: u32) -> Self {
         self.http2.max_concurrent_streams(streams);
@@ -260,7 +268,9 @@ impl Builder {
             seen: Mutex::default(),
             tls: config.map(|config| TlsAcceptor::from(Arc::new(config))),
             answer: self.answer,
-            early: self.early,
+            peek: self.early,
+            early: Mutex::default(),
+            refuses_early: self.refuses_early,
             http1: self.http1,
             http2: self.http2,
         });

@@ -1,5 +1,6 @@
 //! One connection from accept to its end: TLS, which HTTP it is, and hyper.
 
+use std::collections::HashSet;
 use std::future::Future;
 use std::io::{self, Read};
 use std::pin::{Pin, pin};
@@ -34,7 +35,11 @@ pub(super) struct Shared {
     pub(super) seen: Mutex<Vec<Seen>>,
     pub(super) tls: Option<TlsAcceptor>,
     pub(super) answer: Box<Answer>,
-    pub(super) early: Option<Box<Early>>,
+    pub(super) peek: Option<Box<Early>>,
+    /// Connections that began with early data.
+    pub(super) early: Mutex<HashSet<usize>>,
+    /// Whether their first request is answered with 425.
+    pub(super) refuses_early: bool,
     pub(super) http1: http1::Builder,
     pub(super) http2: http2::Builder<TokioExecutor>,
 }
@@ -118,7 +123,7 @@ async fn run(
     let Some(acceptor) = &shared.tls else {
         return serve(Io::new(tcp), None, shared, orders, index).await;
     };
-    let tls = match acceptor.accept(tcp).await {
+    let mut tls = match acceptor.accept(tcp).await {
         Ok(tls) => tls,
         Err(error) => {
             shared.books.note(|counts| counts.tls_failed += 1);
@@ -132,7 +137,18 @@ async fn run(
         false => counts.tls_full += 1,
     });
     let is_h2 = session.alpn_protocol().map(|protocol| protocol == b"h2");
-    serve(Io::new(tls), is_h2, shared, orders, index).await
+    let mut early = Vec::new();
+    if let Some(mut data) = tls.get_mut().1.early_data() {
+        data.read_to_end(&mut early)?;
+    }
+    if !early.is_empty() {
+        let mut connections = shared.early.lock().expect("no panic under this lock");
+        connections.insert(index);
+    }
+    shared
+        .books
+        .note(|counts| counts.early_bytes += early.len());
+    serve(Io::with_front(early, tls), is_h2, shared, orders, index).await
 }
 
 /// Speaks what ALPN chose; without ALPN what the client's first bytes say.
@@ -215,7 +231,17 @@ async fn exchange(
     let is_head = parts.method == Method::HEAD;
     let is_h1 = parts.version < Version::HTTP_2;
 
-    let reply = match shared.early.as_ref().and_then(|early| early(&parts)) {
+    let is_early = {
+        let mut connections = shared.early.lock().expect("no panic under this lock");
+        connections.remove(&index)
+    };
+    if is_early && shared.refuses_early {
+        let reply = Reply::status(425);
+        let mut response = Response::new(());
+        *response.status_mut() = reply.status;
+        return Ok(response.map(|()| reply.into_body(entry, written, is_head)));
+    }
+    let reply = match shared.peek.as_ref().and_then(|peek| peek(&parts)) {
         Some(reply) => reply,
         None => {
             let body = match body.collect().await {
