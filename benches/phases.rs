@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, Criterion, criterion_group, criterion_main};
-use firstbyte::dns::DnsCacheOptions;
+use firstbyte::dns::DnsOptions;
 use firstbyte::timing::DnsSource;
 use firstbyte::tls::TlsOptions;
 use firstbyte::{Client, ConnectionPool, ConnectionTrace, Phase, Protocols};
@@ -105,11 +105,11 @@ fn name_server(ttl: u32) -> DnsServer {
 
 /// A pool that asks this name server, and forgets a "no such record" no sooner than an address.
 fn asking(dns: &DnsServer) -> firstbyte::ConnectionPoolBuilder {
-    let mut cache = DnsCacheOptions::default();
-    cache.negative_ttl = cache.max_ttl;
+    let options = DnsOptions::default();
+    let longest = options.max_ttl;
     ConnectionPool::builder()
         .name_servers([dns.addr()])
-        .dns_cache(cache)
+        .dns(options.negative_ttl(longest))
 }
 
 fn source(trace: &ConnectionTrace) -> DnsSource {

@@ -5,7 +5,7 @@
 //! with mutated seeds.
 // layering: the door of the fuzz targets to every reader of bytes, whatever its layer.
 
-use crate::{http_head, http1, http2, origin};
+use crate::{dns, http_head, http1, http2, origin};
 
 /// The head of an HTTP/1 response; the first two bytes are where it is split.
 pub fn h1_head(data: &[u8]) {
@@ -26,6 +26,11 @@ pub fn h2_tap(data: &[u8]) {
     if let Some((&piece, input)) = data.split_first() {
         http2::check_tap(input, usize::from(piece));
     }
+}
+
+/// Operations on the cache of names, two bytes each.
+pub fn dns_cache(data: &[u8]) {
+    dns::check_operations(data);
 }
 
 /// A URL; bytes that are not UTF-8 end it.
@@ -56,7 +61,7 @@ mod tests {
     type Target = fn(&[u8]);
 
     /// Every target with the bytes that its format is made of.
-    const TARGETS: [(&str, Target, &[u8]); 4] = [
+    const TARGETS: [(&str, Target, &[u8]); 5] = [
         ("h1_head", h1_head, b"HTTP/1.10 2\r\n\t:aZ-\0;=\x80"),
         (
             "h1_chunked",
@@ -67,6 +72,11 @@ mod tests {
             "h2_tap",
             h2_tap,
             &[0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0x80, 0xff],
+        ),
+        (
+            "dns_cache",
+            dns_cache,
+            &[0, 1, 4, 5, 7, 8, 10, 11, 20, 27, 40, 43, 64, 80, 100, 240],
         ),
         ("origin", origin, b"htps:/@[].%?#\\0127xfn-_ABZ\xc3\xbc\t"),
     ];
@@ -195,6 +205,11 @@ mod tests {
     #[test]
     fn h2_tap_holds_over_random_input() {
         drive("h2_tap");
+    }
+
+    #[test]
+    fn dns_cache_holds_over_random_operations() {
+        drive("dns_cache");
     }
 
     #[test]

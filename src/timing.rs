@@ -141,6 +141,9 @@ pub struct Attempt {
 pub struct DnsFacts {
     /// Where the addresses came from.
     pub source: DnsSource,
+    /// A name server was asked, by this dial or by one whose question it shared, and its answer waited
+    /// for.
+    pub queried: bool,
     /// The time to live of the answer, as clamped by the cache.
     pub ttl: Option<Duration>,
     /// The addresses known when the look-up ended.
@@ -281,7 +284,7 @@ impl ConnectionTrace {
 
     /// Whether a name server was asked, by this dial or by one it shared the query with.
     pub fn has_queried_dns(&self) -> bool {
-        self.dns_facts.as_ref().is_some_and(|f| f.source.is_query())
+        self.dns_facts.as_ref().is_some_and(|facts| facts.queried)
     }
 }
 

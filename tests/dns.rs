@@ -5,10 +5,13 @@ mod support;
 
 use std::net::IpAddr;
 
+use std::path::PathBuf;
+
 use common::{World, eventually, in_time, join_all};
+use firstbyte::dns::{self, HickoryResolver, Resolve, ResolveErrorKind};
 use firstbyte::timing::{AttemptOutcome, DnsSource};
-use firstbyte::{Phase, Protocols};
-use support::dns::{Family, Reply};
+use firstbyte::{ConnectionPool, Phase, Protocols};
+use support::dns::{DnsServer, Family, Reply};
 use support::server::Server;
 use support::stall::Stall;
 
@@ -220,6 +223,186 @@ async fn ipv6_is_tried_first_and_ipv4_wins_when_it_is_black() {
         assert!(attempts[0].addr.is_ipv6() && attempts[1].addr.is_ipv4());
         assert_eq!(attempts[0].outcome, Some(AttemptOutcome::Lost));
         assert_eq!(attempts[1].outcome, Some(AttemptOutcome::Won));
+    })
+    .await;
+}
+
+/// A file that is gone with the test.
+struct File(PathBuf);
+
+impl File {
+    fn new(name: &str) -> Self {
+        let name = format!("firstbyte-{}-{name}", std::process::id());
+        Self(std::env::temp_dir().join(name))
+    }
+
+    fn write(&self, text: &str) {
+        std::fs::write(&self.0, text).unwrap();
+    }
+}
+
+impl Drop for File {
+    fn drop(&mut self) {
+        let _gone = std::fs::remove_file(&self.0);
+    }
+}
+
+async fn ask(resolver: &HickoryResolver, name: &str) -> Result<Vec<IpAddr>, ResolveErrorKind> {
+    let answer = resolver.resolve(name, dns::Family::V4).await;
+    answer.map(|a| a.addrs).map_err(|e| e.kind())
+}
+
+#[tokio::test]
+async fn second_name_server_is_asked_beside_a_silent_first() {
+    in_time(async {
+        let (silent, sound) = (DnsServer::start().await, DnsServer::start().await);
+        silent.reply("api.test", Family::V4, Reply::Silent);
+        sound.v4("api.test", &["127.0.0.9"]);
+        // The sound one answers only when the silent one has been asked too.
+        let gate = sound.hold("api.test", Family::V4);
+        for servers in [[silent.addr(), sound.addr()], [sound.addr(), silent.addr()]] {
+            let resolver = HickoryResolver::name_servers(servers);
+            let asked = silent.queries("api.test", Family::V4) + 1;
+            let (answer, ()) = tokio::join!(ask(&resolver, "api.test"), async {
+                silent.wait_queries("api.test", Family::V4, asked).await;
+                gate.open();
+            });
+            assert_eq!(answer.unwrap(), [IpAddr::from([127, 0, 0, 9])]);
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn truncated_answer_is_asked_for_by_tcp_and_never_kept() {
+    in_time(async {
+        let records = Reply::Records {
+            ips: vec![IpAddr::from([127, 0, 0, 1])],
+            ttl: 60,
+        };
+        let world = World::new().await;
+        let truncated = Reply::Truncated(Box::new(records));
+        world.dns.reply("api.test", Family::V4, truncated.clone());
+        let response = world.client(Protocols::Auto).get("/").send().await;
+        assert_eq!(response.unwrap().status(), 200);
+        assert!(world.dns.tcp_queries() >= 1);
+
+        let udp_only = DnsServer::start_udp_only().await;
+        udp_only.reply("api.test", Family::V4, truncated);
+        let pool = ConnectionPool::builder()
+            .name_servers([udp_only.addr()])
+            .build()
+            .unwrap();
+        let client = pool.client_builder(world.server.url("/")).build().unwrap();
+        let error = client.get("/").send().await.unwrap_err();
+        assert!(error.is_dns(), "{error}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn hosts_file_comes_first_and_its_changes_are_noticed() {
+    let hosts = File::new("hosts");
+    hosts.write("127.0.0.7 Hosted.test # a comment\n");
+    let unused = "127.0.0.1:9".parse().unwrap();
+    let resolver = HickoryResolver::name_servers([unused]).hosts(&hosts.0);
+    assert_eq!(
+        ask(&resolver, "hosted.test").await.unwrap(),
+        [IpAddr::from([127, 0, 0, 7])]
+    );
+    hosts.write("127.0.0.88 hosted.test\n");
+    tokio::time::pause();
+    tokio::time::advance(std::time::Duration::from_millis(1001)).await;
+    assert_eq!(
+        ask(&resolver, "hosted.test").await.unwrap(),
+        [IpAddr::from([127, 0, 0, 88])]
+    );
+}
+
+#[tokio::test]
+async fn search_domains_are_used_only_when_asked_for() {
+    in_time(async {
+        let server = DnsServer::start().await;
+        server.v4("short.corp.test", &["127.0.0.5"]);
+        let conf = File::new("resolv.conf");
+        conf.write("garbage\nsearch corp.test\noptions ndots:1\n");
+        let resolver = HickoryResolver::name_servers([server.addr()]).resolv_conf(&conf.0);
+        assert_eq!(
+            ask(&resolver, "short").await,
+            Err(ResolveErrorKind::NoSuchName)
+        );
+        assert_eq!(server.total_queries(), 1);
+        let resolver = resolver.search_domains(true);
+        assert_eq!(
+            ask(&resolver, "short").await.unwrap(),
+            [IpAddr::from([127, 0, 0, 5])]
+        );
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn address_filter_refuses_what_a_name_leads_to() {
+    in_time(async {
+        let world = World::with(
+            |server| server,
+            |pool| pool.address_filter(|_, ip| dns::is_public(&ip)),
+        )
+        .await;
+        let literal = format!("https://127.0.0.1:{}/", world.server.port());
+        for url in [world.server.url("/"), literal] {
+            let client = world.client_of(&url, Protocols::Auto);
+            let error = client.get("/").send().await.unwrap_err();
+            assert!(
+                error.is_dns() && error.phase() == Some(Phase::Dns),
+                "{error}"
+            );
+            assert!(error.to_string().contains("address filter"), "{error}");
+        }
+        assert_eq!(world.server.counts().connections_accepted, 0);
+
+        // What it lets through is used, and it knows for which host it is asked.
+        let world = World::with(
+            |server| server,
+            |pool| pool.address_filter(|host, ip| host == "api.test" && ip.is_loopback()),
+        )
+        .await;
+        let forbidden: Vec<IpAddr> =
+            vec!["127.0.0.1".parse().unwrap(), "10.0.0.1".parse().unwrap()];
+        world.dns.records("api.test", Family::V4, &forbidden, 60);
+        let response = world.client(Protocols::Auto).get("/").send().await.unwrap();
+        assert_eq!(response.connection().trace().attempts.len(), 1);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn stale_answer_serves_at_once_while_it_is_asked_for_anew() {
+    in_time(async {
+        let options = dns::DnsOptions::default()
+            .min_ttl(std::time::Duration::from_millis(1))
+            .max_ttl(std::time::Duration::from_millis(1))
+            .refresh_at_percent(None);
+        let world = World::with(|server| server, |pool| pool.dns(options)).await;
+        let url = world.server.url("/");
+        let get = async |tag: &str| {
+            let builder = world.pool.client_builder(url.as_str());
+            let client = builder.isolate(tag).build().unwrap();
+            client.get("/").send().await.unwrap()
+        };
+        get("first").await;
+        eventually("its time is over", {
+            let began = std::time::Instant::now();
+            move || began.elapsed() > std::time::Duration::from_millis(2)
+        })
+        .await;
+        let gate = world.dns.hold("api.test", Family::V4);
+        let second = get("second").await;
+        let facts = second.connection().trace().dns_facts.clone().unwrap();
+        assert_eq!((facts.source, facts.queried), (DnsSource::Stale, false));
+        world.dns.wait_queries("api.test", Family::V4, 2).await;
+        assert_eq!(world.pool.stats().dns_lookups_saved, 1);
+        drop(gate);
     })
     .await;
 }

@@ -9,8 +9,10 @@ use std::time::Duration;
 use http::uri::PathAndQuery;
 
 use crate::body::Body;
-use crate::connection::{ConnectOptions, ConnectionInfo, Deps, IpVersion, Protocols, RaceOptions};
-use crate::dns::{Dns, DnsCacheOptions, Resolve};
+use crate::connection::{
+    AddressFilter, ConnectOptions, ConnectionInfo, Deps, IpVersion, Protocols, RaceOptions,
+};
+use crate::dns::{Dns, DnsOptions, Resolve};
 use crate::error::Error;
 use crate::http2::Http2Options;
 use crate::io::Dial;
@@ -199,8 +201,9 @@ pub struct ConnectionPoolBuilder {
     connect: ConnectOptions,
     options: CallOptions,
     resolver: Option<Arc<dyn Resolve>>,
-    dns_cache: DnsCacheOptions,
+    dns: DnsOptions,
     overrides: HashMap<String, Vec<IpAddr>>,
+    address_filter: Option<AddressFilter>,
     dialer: Option<Arc<dyn Dial>>,
     http2: Http2Options,
     connect_timeout: Duration,
@@ -223,8 +226,9 @@ impl ConnectionPoolBuilder {
             connect: ConnectOptions::default(),
             options: CallOptions::default(),
             resolver: None,
-            dns_cache: DnsCacheOptions::default(),
+            dns: DnsOptions::default(),
             overrides: HashMap::new(),
+            address_filter: None,
             dialer: None,
             http2: Http2Options::default(),
             connect_timeout: Duration::from_secs(5),
@@ -251,9 +255,24 @@ impl ConnectionPoolBuilder {
         self.resolver(crate::dns::HickoryResolver::name_servers(servers))
     }
 
-    /// Sets how long answers are kept.
-    pub fn dns_cache(mut self, options: DnsCacheOptions) -> Self {
-        self.dns_cache = options;
+    /// Sets how long look-ups may take and answers are kept.
+    pub fn dns(mut self, options: DnsOptions) -> Self {
+        self.dns = options;
+        self
+    }
+
+    /// Asks `allow` about every address before it is connected to, with the host it belongs to, as
+    /// the URL has it. What it refuses is as if it had not been found, so that a name cannot lead
+    /// to an address that a request must not reach, however often its records change (rebinding).
+    /// Addresses written in URLs and those of [`resolve_to`](Self::resolve_to) are asked about
+    /// too. With a proxy only the proxy's own addresses are seen here.
+    ///
+    /// [`dns::is_public`](crate::dns::is_public) refuses private and special networks.
+    pub fn address_filter(
+        mut self,
+        allow: impl Fn(&str, IpAddr) -> bool + Send + Sync + 'static,
+    ) -> Self {
+        self.address_filter = Some(Arc::new(allow));
         self
     }
 
@@ -352,6 +371,7 @@ impl ConnectionPoolBuilder {
             return Err(error);
         }
         self.limits.check()?;
+        self.dns.check()?;
         self.http2.check()?;
         if self.dialer.is_some() && self.connect.tcp != TcpOptions::default() {
             return Err(Error::invalid(
@@ -366,7 +386,8 @@ impl ConnectionPoolBuilder {
     fn assemble(self) -> ConnectionPool {
         let resolver = self.resolver.unwrap_or_else(default_resolver);
         let deps = Deps {
-            dns: Dns::new(resolver, self.dns_cache, self.overrides),
+            dns: Dns::new(resolver, self.dns, self.overrides),
+            address_filter: self.address_filter,
             dialer: self.dialer,
             race: RaceOptions::default(),
             http2: self.http2,

@@ -1,6 +1,6 @@
 //! One dial: the phases in their order, each stamped where it happens.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -26,9 +26,13 @@ use super::plan::{FirstHop, Plan, Protocols, ProxyHop, Security};
 use super::race::{RaceError, RaceOptions, race};
 use super::stream::{OpenHandshake, Stream};
 
+/// Whether an address of a host may be connected to.
+pub(crate) type AddressFilter = Arc<dyn Fn(&str, IpAddr) -> bool + Send + Sync>;
+
 /// What every dial of a pool uses.
 pub(crate) struct Deps {
     pub(crate) dns: Arc<Dns>,
+    pub(crate) address_filter: Option<AddressFilter>,
     /// Opens transports instead of our TCP.
     pub(crate) dialer: Option<Arc<dyn Dial>>,
     pub(crate) race: RaceOptions,
@@ -237,7 +241,11 @@ async fn reach(plan: &Plan, deps: &Deps, recorder: &Arc<DialRecorder>) -> Result
             }
         }
     };
-    let won = race(lookup, port, deps.race, recorder, attempt).await;
+    let allow = |ip: IpAddr| match &deps.address_filter {
+        Some(filter) => filter(&host_text, ip),
+        None => true,
+    };
+    let won = race(lookup, port, deps.race, recorder, allow, attempt).await;
     let transport = won.map_err(|e| unreachable(plan, e))?;
     recorder.emit(DialEvent::TcpEstablished);
     Ok(transport)

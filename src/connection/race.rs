@@ -10,7 +10,7 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use crate::clock::now;
-use crate::dns::{Family, Lookup, ResolveError};
+use crate::dns::{Family, Lookup, ResolveError, ResolveErrorKind};
 use crate::event::{DialEvent, DialRecorder};
 use crate::timing::{AttemptOutcome, DnsFacts};
 
@@ -152,6 +152,7 @@ pub(crate) async fn race<T, F>(
     port: u16,
     options: RaceOptions,
     recorder: &DialRecorder,
+    allow: impl Fn(IpAddr) -> bool,
     attempt: impl Fn(SocketAddr) -> F,
 ) -> Result<T, RaceError>
 where
@@ -159,7 +160,7 @@ where
 {
     let mut eyeballs = HappyEyeballs::new(options);
     let mut attempts: Vec<(SocketAddr, Pin<Box<F>>)> = Vec::new();
-    let mut answers = Answers::default();
+    let mut answers = Answers::new(allow);
     let mut first_error = None;
     let mut tried = 0;
     for family in [Family::V6, Family::V4] {
@@ -212,6 +213,7 @@ where
     }
     recorder.emit(DialEvent::LookupEnd(DnsFacts {
         source: lookup.source(),
+        queried: lookup.is_query(),
         ttl: answers.ttl,
         answers: answers.addrs,
     }));
@@ -219,8 +221,8 @@ where
 }
 
 /// What the look-up gave so far.
-#[derive(Default)]
-struct Answers {
+struct Answers<A> {
+    allow: A,
     v4: bool,
     v6: bool,
     addrs: Vec<IpAddr>,
@@ -228,8 +230,19 @@ struct Answers {
     error: Option<ResolveError>,
 }
 
-impl Answers {
-    /// Notes an answer and gives back its addresses.
+impl<A: Fn(IpAddr) -> bool> Answers<A> {
+    fn new(allow: A) -> Self {
+        Self {
+            allow,
+            v4: false,
+            v6: false,
+            addrs: Vec::new(),
+            ttl: None,
+            error: None,
+        }
+    }
+
+    /// Notes an answer and gives back its addresses, those that may be connected to.
     fn take(&mut self, family: Family, outcome: crate::dns::Outcome) -> &[IpAddr] {
         match family {
             Family::V4 => self.v4 = true,
@@ -238,29 +251,35 @@ impl Answers {
         let before = self.addrs.len();
         match outcome {
             Ok(found) => {
-                self.addrs.extend(found.addrs.iter());
+                let allowed = found.addrs.iter().filter(|ip| (self.allow)(**ip));
+                self.addrs.extend(allowed);
+                if self.addrs.len() == before {
+                    self.failed(ResolveError::new(ResolveErrorKind::Forbidden));
+                }
                 if !found.ttl.is_zero() {
                     self.ttl = Some(self.ttl.map_or(found.ttl, |ttl| ttl.min(found.ttl)));
                 }
             }
-            Err(error) => {
-                // "No address of this family" says less than what befell the other family.
-                let says_more = self
-                    .error
-                    .as_ref()
-                    .is_none_or(|e| e.kind() == crate::dns::ResolveErrorKind::NoAddress);
-                if says_more {
-                    self.error = Some(error);
-                }
-            }
+            Err(error) => self.failed(error),
         }
         &self.addrs[before..]
+    }
+
+    fn failed(&mut self, error: ResolveError) {
+        // "No address of this family" says less than what befell the other family.
+        let says_more = self
+            .error
+            .as_ref()
+            .is_none_or(|e| e.kind() == ResolveErrorKind::NoAddress);
+        if says_more {
+            self.error = Some(error);
+        }
     }
 
     fn error(&mut self) -> ResolveError {
         self.error
             .take()
-            .unwrap_or_else(|| ResolveError::new(crate::dns::ResolveErrorKind::NoAddress))
+            .unwrap_or_else(|| ResolveError::new(ResolveErrorKind::NoAddress))
     }
 }
 

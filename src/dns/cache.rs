@@ -1,43 +1,20 @@
-//! What is remembered about a name, and for how long. Pure: `now` is handed in.
+//! What is remembered about a name, for how long, and when it is asked for again. Pure: `now` is
+//! handed in.
+//!
+//! ```text
+//! fetched          refresh     expires      + stale_while_revalidate         + stale_if_error
+//!    |--- fresh -----|-- fresh ---|-- stale, asked anew in the background --|-- only if asking fails --|
+//! ```
 
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::clock::deadline;
+
+use super::options::DnsOptions;
 use super::resolve::{Answer, Family, ResolveError, ResolveErrorKind};
-
-/// How long answers are kept.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub struct DnsCacheOptions {
-    /// Shorter times to live are raised to this. Default 5 s: a warm host should not pay a query
-    /// per request; a TTL of 0 is exempt and never kept.
-    pub min_ttl: Duration,
-    /// Longer times to live are cut to this. Default 300 s: a moved service is found again.
-    pub max_ttl: Duration,
-    /// "No such name" and "no address" are kept at most this long. Default 10 s.
-    pub negative_ttl: Duration,
-    /// Failures and timeouts are kept this long (RFC 9520 §3.2 asks for it). Default 1 s.
-    pub failure_ttl: Duration,
-    /// Names kept; the least recently used leaves. Default 1024.
-    pub max_names: usize,
-}
-
-impl Default for DnsCacheOptions {
-    fn default() -> Self {
-        Self {
-            min_ttl: Duration::from_secs(5),
-            max_ttl: Duration::from_secs(300),
-            negative_ttl: Duration::from_secs(10),
-            failure_ttl: Duration::from_secs(1),
-            max_names: 1024,
-        }
-    }
-}
-
-/// Addresses kept of one answer: more would only feed a race that tries four at a time.
-pub(crate) const MAX_ADDRS: usize = 16;
 
 /// What a family of a name resolved to.
 pub(crate) type Outcome = Result<Found, ResolveError>;
@@ -47,44 +24,117 @@ pub(crate) type Outcome = Result<Found, ResolveError>;
 pub(crate) struct Found {
     pub(crate) addrs: Arc<[IpAddr]>,
     pub(crate) ttl: Duration,
+    /// Their time is over.
+    pub(crate) is_stale: bool,
+}
+
+/// An answer from the cache.
+#[derive(Clone, Debug)]
+pub(crate) struct Hit {
+    pub(crate) outcome: Outcome,
+    /// It should be asked for again, in the background.
+    pub(crate) refresh: bool,
 }
 
 #[derive(Debug)]
-struct Entry {
-    outcome: Outcome,
-    expires: Instant,
+enum Entry {
+    Addresses(Addresses),
+    /// No such name, no address, or a failure with nothing to fall back on.
+    Nothing {
+        error: ResolveError,
+        until: Instant,
+    },
+}
+
+#[derive(Debug)]
+struct Addresses {
+    addrs: Arc<[IpAddr]>,
+    ttl: Duration,
+    fetched: Instant,
+    /// Used since it was fetched, or since that was last asked.
+    used: bool,
+    /// Attempts to fetch it anew that failed, and when the next one is due.
+    failures: u32,
+    retry_at: Instant,
+}
+
+impl Addresses {
+    fn expires(&self) -> Instant {
+        deadline(self.fetched, self.ttl)
+    }
+
+    fn found(&self, now: Instant) -> Found {
+        Found {
+            addrs: self.addrs.clone(),
+            ttl: self.ttl,
+            is_stale: now >= self.expires(),
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Name {
+    v4: Option<Entry>,
+    v6: Option<Entry>,
     used: Instant,
 }
 
-/// The cache of one resolver.
+impl Name {
+    fn entry(&mut self, family: Family) -> &mut Option<Entry> {
+        match family {
+            Family::V4 => &mut self.v4,
+            Family::V6 => &mut self.v6,
+        }
+    }
+}
+
+/// The cache of one pool.
 #[derive(Debug)]
 pub(crate) struct Cache {
-    options: DnsCacheOptions,
-    entries: HashMap<(Arc<str>, Family), Entry>,
+    options: DnsOptions,
+    names: HashMap<Arc<str>, Name>,
 }
 
 impl Cache {
-    pub(crate) fn new(options: DnsCacheOptions) -> Self {
+    pub(crate) fn new(options: DnsOptions) -> Self {
         Self {
             options,
-            entries: HashMap::new(),
+            names: HashMap::new(),
         }
     }
 
-    /// What is known and still valid.
-    pub(crate) fn get(&mut self, name: &Arc<str>, family: Family, now: Instant) -> Option<Outcome> {
-        let key = (name.clone(), family);
-        let entry = self.entries.get_mut(&key)?;
-        if entry.expires <= now {
-            self.entries.remove(&key);
-            return None;
+    /// What may be used now without waiting.
+    pub(crate) fn get(&mut self, name: &str, family: Family, now: Instant) -> Option<Hit> {
+        let known = self.names.get_mut(name)?;
+        known.used = now;
+        match known.entry(family).as_mut()? {
+            Entry::Nothing { error, until } if *until > now => Some(Hit {
+                outcome: Err(error.clone()),
+                refresh: false,
+            }),
+            Entry::Nothing { .. } => None,
+            Entry::Addresses(found) => {
+                let expires = found.expires();
+                let is_failing = found.failures > 0;
+                let usable = now < expires
+                    || now < deadline(expires, self.options.stale_while_revalidate)
+                    || (is_failing && now < deadline(expires, self.options.stale_if_error));
+                if !usable {
+                    return None;
+                }
+                found.used = true;
+                let due = next_refresh(&self.options, found).unwrap_or(expires);
+                Some(Hit {
+                    outcome: Ok(found.found(now)),
+                    refresh: now >= due,
+                })
+            }
         }
-        entry.used = now;
-        Some(entry.outcome.clone())
     }
 
-    /// Keeps an answer as long as the rules allow, and gives it in the form in which it is
-    /// handed on: without duplicates, at most [`MAX_ADDRS`] addresses, of this family alone.
+    /// Keeps an answer as long as the rules allow, and gives it in the form in which it is handed
+    /// on: without duplicates, bounded, of this family alone; or, if name servers failed, the answer
+    /// before it.
     pub(crate) fn put(
         &mut self,
         name: &Arc<str>,
@@ -92,42 +142,100 @@ impl Cache {
         answer: Result<Answer, ResolveError>,
         now: Instant,
     ) -> Outcome {
-        let outcome = answer.and_then(|answer| {
-            let ttl = self.clamp(answer.ttl);
-            let mut addrs: Vec<IpAddr> = Vec::new();
-            for ip in answer.addrs {
-                if addrs.len() < MAX_ADDRS && Family::of(&ip) == family && !addrs.contains(&ip) {
-                    addrs.push(ip);
+        let error = match answer {
+            Ok(answer) => {
+                let ttl = self.clamp(answer.ttl);
+                let addrs = self.select(answer.addrs, family);
+                if !addrs.is_empty() {
+                    return Ok(self.put_addresses(name, family, addrs, ttl, now));
                 }
+                ResolveError::new(ResolveErrorKind::NoAddress)
             }
-            if addrs.is_empty() {
-                return Err(ResolveError::new(ResolveErrorKind::NoAddress));
-            }
-            Ok(Found {
-                addrs: addrs.into(),
-                ttl,
-            })
-        });
-        let keep = match &outcome {
-            Ok(found) => found.ttl,
-            Err(error) => match error.kind() {
-                ResolveErrorKind::NoSuchName | ResolveErrorKind::NoAddress => error
-                    .ttl()
-                    .unwrap_or(self.options.negative_ttl)
-                    .min(self.options.negative_ttl),
-                _ => self.options.failure_ttl,
-            },
+            Err(error) => error,
         };
-        if !keep.is_zero() && self.options.max_names > 0 {
-            self.make_room(name, family, now);
-            let entry = Entry {
-                outcome: outcome.clone(),
-                expires: now + keep,
-                used: now,
-            };
-            self.entries.insert((name.clone(), family), entry);
+        let is_answer = matches!(
+            error.kind(),
+            ResolveErrorKind::NoSuchName | ResolveErrorKind::NoAddress
+        );
+        if !is_answer && let Some(found) = self.fall_back(name, family, now) {
+            return Ok(found);
         }
-        outcome
+        let keep = if is_answer {
+            let most = self.options.negative_ttl;
+            error.ttl().unwrap_or(most).min(most)
+        } else {
+            self.options.failure_ttl
+        };
+        let until = deadline(now, keep);
+        let nothing = Entry::Nothing {
+            error: error.clone(),
+            until,
+        };
+        self.keep(name, family, (!keep.is_zero()).then_some(nothing), now);
+        Err(error)
+    }
+
+    fn put_addresses(
+        &mut self,
+        name: &Arc<str>,
+        family: Family,
+        addrs: Vec<IpAddr>,
+        ttl: Duration,
+        now: Instant,
+    ) -> Found {
+        let found = Addresses {
+            addrs: addrs.into(),
+            ttl,
+            fetched: now,
+            used: false,
+            failures: 0,
+            retry_at: now,
+        };
+        let handed_on = Found {
+            addrs: found.addrs.clone(),
+            ttl,
+            is_stale: false,
+        };
+        let kept = (!ttl.is_zero()).then_some(Entry::Addresses(found));
+        self.keep(name, family, kept, now);
+        handed_on
+    }
+
+    /// Name servers failed: what was known before, if it is not too old.
+    fn fall_back(&mut self, name: &str, family: Family, now: Instant) -> Option<Found> {
+        /// The pause between attempts doubles up to 2^5 times `failure_ttl`.
+        const MAX_DOUBLINGS: u32 = 5;
+        let options = &self.options;
+        let entry = self.names.get_mut(name)?.entry(family).as_mut()?;
+        let Entry::Addresses(found) = entry else {
+            return None;
+        };
+        if now >= deadline(found.expires(), options.stale_if_error) {
+            return None;
+        }
+        let pause = options.failure_ttl * (1 << found.failures.min(MAX_DOUBLINGS));
+        found.failures = found.failures.saturating_add(1);
+        found.retry_at = deadline(now, pause);
+        Some(found.found(now))
+    }
+
+    /// When the name should be asked for anew, used or not; `None` if never.
+    pub(crate) fn next_refresh(&mut self, name: &str, family: Family) -> Option<Instant> {
+        match self.names.get_mut(name)?.entry(family) {
+            Some(Entry::Addresses(found)) => next_refresh(&self.options, found),
+            _ => None,
+        }
+    }
+
+    /// Whether the name was used since it was fetched or since this was last asked.
+    pub(crate) fn take_used(&mut self, name: &str, family: Family) -> bool {
+        let Some(known) = self.names.get_mut(name) else {
+            return false;
+        };
+        match known.entry(family) {
+            Some(Entry::Addresses(found)) => std::mem::take(&mut found.used),
+            _ => false,
+        }
     }
 
     fn clamp(&self, ttl: Option<Duration>) -> Duration {
@@ -140,29 +248,165 @@ impl Cache {
         }
     }
 
-    /// Both families of a name count as two entries.
-    fn make_room(&mut self, name: &Arc<str>, family: Family, now: Instant) {
-        let most = self.options.max_names.saturating_mul(2);
-        if self.entries.len() < most || self.entries.contains_key(&(name.clone(), family)) {
+    fn select(&self, all: Vec<IpAddr>, family: Family) -> Vec<IpAddr> {
+        let mut addrs: Vec<IpAddr> = Vec::new();
+        for ip in all {
+            if addrs.len() == self.options.max_addresses {
+                break;
+            }
+            if Family::of(&ip) == family && !addrs.contains(&ip) {
+                addrs.push(ip);
+            }
+        }
+        addrs
+    }
+
+    fn keep(&mut self, name: &Arc<str>, family: Family, entry: Option<Entry>, now: Instant) {
+        if entry.is_some() && !self.names.contains_key(name) {
+            self.make_room(now);
+            if self.names.len() < self.options.max_names {
+                let known = Name {
+                    v4: None,
+                    v6: None,
+                    used: now,
+                };
+                self.names.insert(name.clone(), known);
+            }
+        }
+        if let Some(known) = self.names.get_mut(name) {
+            *known.entry(family) = entry;
+            if known.v4.is_none() && known.v6.is_none() {
+                self.names.remove(name);
+            }
+        }
+    }
+
+    fn make_room(&mut self, now: Instant) {
+        if self.names.len() < self.options.max_names {
             return;
         }
-        self.entries.retain(|_, entry| entry.expires > now);
-        while self.entries.len() >= most {
-            let oldest = self
-                .entries
-                .iter()
-                .min_by_key(|(_, entry)| entry.used)
-                .map(|(key, _)| key.clone());
-            let Some(oldest) = oldest else { return };
-            self.entries.remove(&oldest);
+        let stale = self.options.stale_if_error;
+        let is_kept = |entry: &Entry| match entry {
+            Entry::Nothing { until, .. } => *until > now,
+            Entry::Addresses(found) => deadline(found.expires(), stale) > now,
+        };
+        let has_any = |name: &Name| name.v4.iter().chain(&name.v6).any(is_kept);
+        self.names.retain(|_, name| has_any(name));
+        while !self.names.is_empty() && self.names.len() >= self.options.max_names {
+            let oldest = self.names.iter().min_by_key(|(_, name)| name.used);
+            let Some(oldest) = oldest.map(|(name, _)| name.clone()) else {
+                return;
+            };
+            self.names.remove(&oldest);
+        }
+    }
+}
+
+fn next_refresh(options: &DnsOptions, found: &Addresses) -> Option<Instant> {
+    let percent = options.refresh_at_percent?;
+    if found.failures > 0 {
+        return Some(found.retry_at);
+    }
+    Some(deadline(
+        found.fetched,
+        found.ttl * u32::from(percent) / 100,
+    ))
+}
+
+/// The properties that the fuzz target asserts while it drives the cache with operations made of its
+/// input, two bytes each.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn check_operations(input: &[u8]) {
+    let options = DnsOptions::default().max_names(4).max_addresses(3);
+    let mut cache = Cache::new(options.clone());
+    let names: Vec<Arc<str>> = (0..8).map(|n| Arc::from(format!("{n}.test"))).collect();
+    let base = Instant::now();
+    let mut now = base;
+    // The truth: the last answer of each name, and whether name servers have said "none" since.
+    let mut last: HashMap<(usize, Family), (Instant, Duration, bool)> = HashMap::new();
+    for operation in input.chunks_exact(2) {
+        let [what, argument] = [operation[0], operation[1]];
+        let n = usize::from(what >> 5);
+        let family = if what & 16 == 0 {
+            Family::V4
+        } else {
+            Family::V6
+        };
+        let ip = |n: u8| -> IpAddr {
+            match family {
+                Family::V4 => [10, 0, 0, n].into(),
+                Family::V6 => [0xfd00, 0, 0, 0, 0, 0, 0, n.into()].into(),
+            }
+        };
+        match what & 15 {
+            0..=3 => now += Duration::from_millis(u64::from(argument) * u64::from(argument) * 50),
+            4..=6 => {
+                let ttl = Duration::from_secs(u64::from(argument) * 4);
+                let addrs = (0..=argument % 5).map(ip).collect();
+                let outcome = cache.put(&names[n], family, Ok(Answer::new(addrs, Some(ttl))), now);
+                let found = outcome.expect("there are addresses");
+                assert!((1..=3).contains(&found.addrs.len()) && !found.is_stale);
+                assert!(found.ttl.is_zero() || (5..=300).contains(&found.ttl.as_secs()));
+                last.insert((n, family), (now, found.ttl, true));
+            }
+            7 => {
+                let none = ResolveError::new(ResolveErrorKind::NoSuchName);
+                let outcome = cache.put(&names[n], family, Err(none), now);
+                assert!(outcome.is_err(), "no such name is never papered over");
+                last.insert((n, family), (now, Duration::ZERO, false));
+            }
+            8..=9 => {
+                let failed = ResolveError::new(ResolveErrorKind::Timeout);
+                if let Ok(found) = cache.put(&names[n], family, Err(failed), now) {
+                    let (fetched, ttl, ok) = last[&(n, family)];
+                    assert!(ok && now < fetched + ttl + options.stale_if_error);
+                    assert_eq!(found.is_stale, now >= fetched + ttl);
+                }
+            }
+            10 => {
+                let used = cache.take_used(&names[n], family);
+                assert!(!cache.take_used(&names[n], family), "asked twice: {used}");
+            }
+            _ => {
+                let hit = cache.get(&names[n], family, now);
+                if let Some(Hit {
+                    outcome: Ok(found),
+                    refresh,
+                }) = hit
+                {
+                    let (fetched, ttl, ok) = last[&(n, family)];
+                    assert!(ok, "an address after the name was said to have none");
+                    let expires = fetched + ttl;
+                    assert!(now < expires + options.stale_if_error);
+                    assert_eq!(found.is_stale, now >= expires);
+                    if refresh {
+                        let next = cache.next_refresh(&names[n], family);
+                        assert!(next.is_some_and(|at| at <= now));
+                    }
+                    assert!(cache.take_used(&names[n], family), "it was just used");
+                }
+            }
+        }
+        assert!(cache.names.len() <= options.max_names);
+        for name in cache.names.values() {
+            assert!(
+                name.v4.is_some() || name.v6.is_some(),
+                "an empty name is kept"
+            );
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    // layering: uses this module and its sibling resolve.
+    // layering: uses this module and its siblings resolve and options.
     use super::*;
+
+    struct Sim {
+        cache: Cache,
+        t0: Instant,
+        name: Arc<str>,
+    }
 
     fn answer(ttl: u64) -> Result<Answer, ResolveError> {
         Ok(Answer::new(
@@ -171,88 +415,156 @@ mod tests {
         ))
     }
 
-    fn lives(ttl: u64) -> u64 {
-        let mut cache = Cache::new(DnsCacheOptions::default());
-        let (name, now) = (Arc::from("a.test"), Instant::now());
-        cache.put(&name, Family::V4, answer(ttl), now).unwrap();
-        (0..400)
-            .take_while(|s| {
-                let later = now + Duration::from_secs(*s);
-                cache.get(&name, Family::V4, later).is_some()
-            })
-            .count() as u64
+    fn failed() -> Result<Answer, ResolveError> {
+        Err(ResolveError::new(ResolveErrorKind::ServerFailure))
     }
 
-    #[test]
-    fn time_to_live_is_clamped_and_zero_is_not_kept() {
-        assert_eq!(lives(0), 0);
-        assert_eq!(lives(1), 5);
-        assert_eq!(lives(60), 60);
-        assert_eq!(lives(86_400), 300);
-        assert_eq!(lives(1 << 31), 0);
-    }
-
-    #[test]
-    fn negative_answers_are_kept_shortly() {
-        let mut cache = Cache::new(DnsCacheOptions::default());
-        let (name, now) = (Arc::from("a.test"), Instant::now());
-        for (kind, seconds) in [
-            (ResolveErrorKind::NoSuchName, 10),
-            (ResolveErrorKind::ServerFailure, 1),
-            (ResolveErrorKind::Timeout, 1),
-        ] {
-            let error = ResolveError::new(kind).with_ttl(Some(Duration::from_secs(3600)));
-            let _ = cache.put(&name, Family::V4, Err(error), now);
-            let just_before = now + Duration::from_millis(seconds * 1000 - 1);
-            assert!(
-                cache.get(&name, Family::V4, just_before).is_some(),
-                "{kind:?}"
-            );
-            assert!(
-                cache
-                    .get(&name, Family::V4, now + Duration::from_secs(seconds))
-                    .is_none()
-            );
+    impl Sim {
+        fn new(options: DnsOptions) -> Self {
+            Self {
+                cache: Cache::new(options),
+                t0: Instant::now(),
+                name: Arc::from("a.test"),
+            }
+        }
+        fn put(&mut self, ms: u64, answer: Result<Answer, ResolveError>) -> Outcome {
+            let at = self.t0 + Duration::from_millis(ms);
+            self.cache.put(&self.name, Family::V4, answer, at)
+        }
+        fn get(&mut self, ms: u64) -> Option<Hit> {
+            let at = self.t0 + Duration::from_millis(ms);
+            self.cache.get(&self.name, Family::V4, at)
+        }
+        /// Stale or not, and whether it is to be asked for again.
+        fn look(&mut self, ms: u64) -> Option<(bool, bool)> {
+            let hit = self.get(ms)?;
+            Some((hit.outcome.ok()?.is_stale, hit.refresh))
+        }
+        fn next_refresh(&mut self) -> Option<u64> {
+            let at = self.cache.next_refresh(&self.name, Family::V4)?;
+            Some((at - self.t0).as_millis() as u64)
         }
     }
 
     #[test]
+    fn time_to_live_is_clamped_and_zero_is_not_kept() {
+        for (ttl, lives) in [(0, 0), (1, 5), (60, 60), (86_400, 300), (1 << 31, 0)] {
+            let options = DnsOptions::default().stale_while_revalidate(Duration::ZERO);
+            let mut sim = Sim::new(options);
+            sim.put(0, answer(ttl)).unwrap();
+            let seconds = (0..400).take_while(|s| sim.get(s * 1000).is_some()).count();
+            assert_eq!(seconds, lives, "ttl {ttl}");
+        }
+    }
+
+    #[test]
+    fn answer_is_refreshed_ahead_then_stale_for_a_minute_then_gone() {
+        let mut sim = Sim::new(DnsOptions::default());
+        sim.put(0, answer(100)).unwrap();
+        assert_eq!(sim.next_refresh(), Some(80_000));
+        assert_eq!(sim.look(79_999), Some((false, false)));
+        assert_eq!(sim.look(80_000), Some((false, true)));
+        assert_eq!(sim.look(100_000), Some((true, true)));
+        assert_eq!(sim.look(159_999), Some((true, true)));
+        assert_eq!(sim.look(160_000), None, "nobody asked: now somebody waits");
+        let found = sim.put(161_000, failed()).unwrap();
+        assert!(found.is_stale, "asking failed: better the old one");
+    }
+
+    #[test]
+    fn failing_name_servers_leave_a_used_name_its_addresses_for_an_hour_without_waiting() {
+        let mut sim = Sim::new(DnsOptions::default());
+        sim.put(0, answer(100)).unwrap();
+        // Pauses double up to 32 times.
+        let mut at = 80_000;
+        for pause in [1, 2, 4, 8, 16, 32, 32] {
+            assert!(sim.put(at, failed()).is_ok());
+            assert_eq!(sim.next_refresh(), Some(at + pause * 1000));
+            assert!(!sim.look(at + 1).unwrap().1);
+            at += pause * 1000;
+            assert!(sim.look(at).unwrap().1);
+        }
+        assert_eq!(
+            sim.look(3_699_000),
+            Some((true, true)),
+            "past the minute, but failing"
+        );
+        assert_eq!(sim.look(3_700_000), None);
+        assert!(sim.put(3_700_000, failed()).is_err(), "too old");
+        // A success ends it.
+        sim.put(3_701_500, answer(100)).unwrap();
+        assert_eq!(sim.look(3_701_500), Some((false, false)));
+    }
+
+    #[test]
+    fn no_such_name_is_believed_whatever_was_known_before() {
+        let mut sim = Sim::new(DnsOptions::default());
+        for kind in [ResolveErrorKind::NoSuchName, ResolveErrorKind::NoAddress] {
+            sim.put(0, answer(100)).unwrap();
+            assert!(sim.put(1000, Err(ResolveError::new(kind))).is_err());
+            assert!(sim.get(1001).unwrap().outcome.is_err());
+            assert!(sim.put(2000, failed()).is_err(), "there is no older one");
+        }
+    }
+
+    #[test]
+    fn negative_answers_are_kept_shortly() {
+        for (kind, soa, seconds) in [
+            (ResolveErrorKind::NoSuchName, 3600, 10),
+            (ResolveErrorKind::NoAddress, 3, 3),
+            (ResolveErrorKind::ServerFailure, 3600, 1),
+            (ResolveErrorKind::Timeout, 3600, 1),
+        ] {
+            let mut sim = Sim::new(DnsOptions::default());
+            let error = ResolveError::new(kind).with_ttl(Some(Duration::from_secs(soa)));
+            assert!(sim.put(0, Err(error)).is_err());
+            assert!(sim.get(seconds * 1000 - 1).is_some(), "{kind:?}");
+            assert!(sim.get(seconds * 1000).is_none(), "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn use_is_noted_once() {
+        let mut sim = Sim::new(DnsOptions::default());
+        sim.put(0, answer(100)).unwrap();
+        let used = |sim: &mut Sim| sim.cache.take_used(&sim.name, Family::V4);
+        assert!(!used(&mut sim), "who asked first is no further use");
+        sim.get(1);
+        assert!(used(&mut sim) && !used(&mut sim));
+    }
+
+    #[test]
     fn answers_are_bounded_deduplicated_and_of_their_family() {
-        let mut cache = Cache::new(DnsCacheOptions::default());
+        let mut sim = Sim::new(DnsOptions::default());
         let mut addrs: Vec<IpAddr> = (0..=255).map(|n| IpAddr::from([10, 0, 0, n])).collect();
         addrs.insert(1, addrs[0]);
         addrs.insert(0, "::1".parse().unwrap());
-        let found = cache
-            .put(
-                &Arc::from("a"),
-                Family::V4,
-                Ok(Answer::new(addrs, None)),
-                Instant::now(),
-            )
-            .unwrap();
-        assert_eq!(found.addrs.len(), MAX_ADDRS);
+        let found = sim.put(0, Ok(Answer::new(addrs, None))).unwrap();
+        assert_eq!(found.addrs.len(), 16);
         assert_eq!(found.addrs[1], IpAddr::from([10, 0, 0, 1]));
     }
 
     #[test]
     fn least_recently_used_name_leaves_first() {
-        let options = DnsCacheOptions {
-            max_names: 1,
-            ..DnsCacheOptions::default()
-        };
-        let mut cache = Cache::new(options);
+        let mut cache = Cache::new(DnsOptions::default().max_names(2));
         let names: [Arc<str>; 3] = [Arc::from("a"), Arc::from("b"), Arc::from("c")];
         let now = Instant::now();
         let later = |s| now + Duration::from_secs(s);
-        cache.put(&names[0], Family::V4, answer(60), now).unwrap();
-        cache
-            .put(&names[1], Family::V4, answer(60), later(1))
-            .unwrap();
+        for (n, name) in names[..2].iter().enumerate() {
+            for family in [Family::V4, Family::V6] {
+                let addrs = vec!["10.0.0.1".parse().unwrap(), "::1".parse().unwrap()];
+                let answer = Answer::new(addrs, Some(Duration::from_secs(60)));
+                cache
+                    .put(name, family, Ok(answer), later(n as u64))
+                    .unwrap();
+            }
+        }
         assert!(cache.get(&names[0], Family::V4, later(2)).is_some());
         cache
             .put(&names[2], Family::V4, answer(60), later(3))
             .unwrap();
         assert!(cache.get(&names[1], Family::V4, later(4)).is_none());
-        assert!(cache.get(&names[0], Family::V4, later(4)).is_some());
+        assert!(cache.get(&names[1], Family::V6, later(4)).is_none());
+        assert!(cache.get(&names[0], Family::V6, later(4)).is_some());
     }
 }

@@ -2,19 +2,23 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime};
 
-use hickory_resolver::TokioResolver;
-use hickory_resolver::config::{NameServerConfig, ResolverConfig, ResolverOpts};
+use hickory_resolver::config::{NameServerConfig, ResolveHosts, ResolverConfig, ResolverOpts};
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::net::{DnsError, NetError};
-use hickory_resolver::proto::op::ResponseCode;
-use hickory_resolver::proto::rr::{Name, RData, RecordType};
+use hickory_resolver::proto::op::{Query, ResponseCode};
+use hickory_resolver::proto::rr::{Name, RData, Record, RecordType};
+#[cfg(unix)]
+use hickory_resolver::system_conf::parse_resolv_conf;
+use hickory_resolver::{Hosts, TokioResolver};
 use tokio::runtime::{Handle, Id as RuntimeId};
 use tokio::sync::OnceCell;
 
+use crate::clock::now;
 use crate::io::BoxFuture;
 use crate::sync::lock;
 
@@ -26,24 +30,55 @@ const QUERY_TIMEOUT: Duration = Duration::from_secs(1);
 /// Queries of one name on one connection to a server; hickory's 32 refuses bursts.
 const MAX_ACTIVE_QUERIES: usize = 1024;
 
-/// Resolves by queries on the wire, the default: UDP, and TCP when an answer was truncated.
+/// The files are looked at for changes at most this often.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+/// Resolves by queries on the wire, the default: UDP, and TCP when an answer was truncated. With
+/// several name servers two are asked at the same time, and the first answer counts.
 ///
-/// Configuration is read at the first look-up on each runtime, never while the pool is built.
-/// `/etc/hosts` is respected.
-#[derive(Clone)]
+/// The configuration is read at the first look-up on each runtime, never while the pool is built, and
+/// again when its files have changed (a VPN, a new network). Without a name server in
+/// `/etc/resolv.conf`, or without that file, 127.0.0.1 is asked, as by the C library. `/etc/hosts` comes
+/// before name servers.
+#[derive(Clone, Debug)]
 pub struct HickoryResolver {
-    name_servers: Option<Vec<SocketAddr>>,
+    config: Arc<Config>,
     // hickory's connections live in tasks of the runtime that opened them.
-    resolvers: Arc<Mutex<HashMap<RuntimeId, Arc<OnceCell<TokioResolver>>>>>,
+    resolvers: Arc<Mutex<HashMap<RuntimeId, Slot>>>,
 }
 
-impl fmt::Debug for HickoryResolver {
+#[derive(Clone, Debug)]
+struct Config {
+    /// Given by hand; otherwise those of `resolv_conf`.
+    name_servers: Option<Vec<SocketAddr>>,
+    resolv_conf: PathBuf,
+    hosts: PathBuf,
+    search: bool,
+}
+
+/// The resolver of one runtime.
+#[derive(Clone, Default)]
+struct Slot {
+    resolver: Arc<OnceCell<Asked>>,
+    /// What the files were when it was built, and when they were looked at last.
+    stamps: Option<[Stamp; 2]>,
+    looked: Option<Instant>,
+}
+
+/// Who is asked: the file first.
+struct Asked {
+    hosts: Hosts,
+    resolver: TokioResolver,
+}
+
+impl fmt::Debug for Slot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("HickoryResolver")
-            .field("name_servers", &self.name_servers)
-            .finish_non_exhaustive()
+        f.debug_struct("Slot").finish_non_exhaustive()
     }
 }
+
+/// Changes when a file does; `None` if there is none.
+type Stamp = Option<(SystemTime, u64)>;
 
 impl Default for HickoryResolver {
     fn default() -> Self {
@@ -55,28 +90,128 @@ impl HickoryResolver {
     /// The name servers of `/etc/resolv.conf`.
     pub fn system() -> Self {
         Self {
-            name_servers: None,
+            config: Arc::new(Config {
+                name_servers: None,
+                resolv_conf: "/etc/resolv.conf".into(),
+                hosts: "/etc/hosts".into(),
+                search: false,
+            }),
             resolvers: Arc::default(),
         }
     }
 
-    /// These name servers, in this order, by UDP and TCP.
+    /// These name servers, by UDP and TCP.
     pub fn name_servers(servers: impl IntoIterator<Item = SocketAddr>) -> Self {
-        Self {
-            name_servers: Some(servers.into_iter().collect()),
-            resolvers: Arc::default(),
-        }
+        Self::system().with(|config| config.name_servers = Some(servers.into_iter().collect()))
     }
 
-    fn resolver(&self) -> Arc<OnceCell<TokioResolver>> {
+    /// Reads this file instead of `/etc/resolv.conf`.
+    pub fn resolv_conf(self, path: impl Into<PathBuf>) -> Self {
+        self.with(|config| config.resolv_conf = path.into())
+    }
+
+    /// Reads this file instead of `/etc/hosts`.
+    pub fn hosts(self, path: impl Into<PathBuf>) -> Self {
+        self.with(|config| config.hosts = path.into())
+    }
+
+    /// Whether the search domains of `resolv.conf` are appended to names with fewer dots than its
+    /// `ndots`. Default no: an origin's name is complete, and each domain would cost a question.
+    pub fn search_domains(self, on: bool) -> Self {
+        self.with(|config| config.search = on)
+    }
+
+    fn with(mut self, change: impl FnOnce(&mut Config)) -> Self {
+        change(Arc::make_mut(&mut self.config));
+        self.resolvers = Arc::default();
+        self
+    }
+
+    /// The resolver of the current runtime, a new one if the files have changed.
+    async fn resolver(&self) -> Arc<OnceCell<Asked>> {
         /// Runtimes remembered; a program has few, a test binary one per test.
         const MAX_RUNTIMES: usize = 16;
-        let mut resolvers = lock(&self.resolvers);
         let runtime = Handle::current().id();
-        if resolvers.len() >= MAX_RUNTIMES && !resolvers.contains_key(&runtime) {
-            resolvers.clear();
+        let at = now();
+        let slot = {
+            let mut slots = lock(&self.resolvers);
+            if slots.len() >= MAX_RUNTIMES && !slots.contains_key(&runtime) {
+                slots.clear();
+            }
+            let slot = slots.entry(runtime).or_default();
+            if slot.looked.is_some_and(|looked| at < looked + LOOK_AGAIN) {
+                return slot.resolver.clone();
+            }
+            slot.looked = Some(at);
+            slot.clone()
+        };
+        let config = self.config.clone();
+        let stamps = tokio::task::spawn_blocking(move || config.stamps()).await;
+        let Ok(stamps) = stamps else {
+            return slot.resolver;
+        };
+        let mut slots = lock(&self.resolvers);
+        let slot = slots.entry(runtime).or_default();
+        if slot.stamps != Some(stamps) {
+            slot.stamps = Some(stamps);
+            slot.resolver = Arc::default();
         }
-        resolvers.entry(runtime).or_default().clone()
+        slot.resolver.clone()
+    }
+}
+
+impl Config {
+    fn stamps(&self) -> [Stamp; 2] {
+        [&self.resolv_conf, &self.hosts].map(|path| {
+            let file = std::fs::metadata(path).ok()?;
+            Some((file.modified().ok()?, file.len()))
+        })
+    }
+
+    /// Reads the files: never on a runtime's worker.
+    fn build(&self) -> Result<Asked, NetError> {
+        let (mut config, mut options) = match &self.name_servers {
+            Some(_) if !self.search => (ResolverConfig::default(), ResolverOpts::default()),
+            _ => self.read_resolv_conf()?,
+        };
+        if let Some(servers) = &self.name_servers {
+            let servers = servers.iter().copied().map(name_server).collect();
+            let search = config.search().to_vec();
+            config = ResolverConfig::from_parts(config.domain().cloned(), search, servers);
+        }
+        set_options(&mut options);
+        let mut builder =
+            TokioResolver::builder_with_config(config, TokioRuntimeProvider::default());
+        *builder.options_mut() = options;
+        let mut hosts = Hosts::default();
+        if let Ok(file) = std::fs::File::open(&self.hosts) {
+            hosts.read_hosts_conf(file)?;
+        }
+        Ok(Asked {
+            hosts,
+            resolver: builder.build()?,
+        })
+    }
+
+    #[cfg(unix)]
+    fn read_resolv_conf(&self) -> Result<(ResolverConfig, ResolverOpts), NetError> {
+        let mut text = match std::fs::read(&self.resolv_conf) {
+            Ok(text) => text,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+            Err(e) => return Err(e.into()),
+        };
+        let names_a_server = text
+            .split(|byte| *byte == b'\n')
+            .any(|line| line.trim_ascii_start().starts_with(b"nameserver"));
+        if !names_a_server {
+            text.extend_from_slice(b"\nnameserver 127.0.0.1\n");
+        }
+        parse_resolv_conf(text)
+    }
+
+    #[cfg(not(unix))]
+    fn read_resolv_conf(&self) -> Result<(ResolverConfig, ResolverOpts), NetError> {
+        hickory_resolver::system_conf::read_system_conf()
     }
 }
 
@@ -86,54 +221,48 @@ impl Resolve for HickoryResolver {
         name: &str,
         family: Family,
     ) -> BoxFuture<'static, Result<Answer, ResolveError>> {
-        let name = Name::from_ascii(format!("{name}."));
+        let dot = if self.config.search { "" } else { "." };
+        let name = Name::from_ascii(format!("{name}{dot}"));
         let this = self.clone();
         Box::pin(async move {
             let name =
                 name.map_err(|e| ResolveError::new(ResolveErrorKind::NoSuchName).with_source(e))?;
-            let cell = this.resolver();
-            let resolver = cell.get_or_try_init(|| build(this.name_servers)).await?;
+            let cell = this.resolver().await;
+            let asked = cell.get_or_try_init(|| build(this.config)).await?;
             let record_type = match family {
                 Family::V4 => RecordType::A,
                 Family::V6 => RecordType::AAAA,
             };
-            let lookup = resolver.lookup(name, record_type).await.map_err(classify)?;
+            let mut in_file = name.clone();
+            in_file.set_fqdn(true);
+            let in_file = Query::query(in_file, record_type);
+            if let Some(found) = asked.hosts.lookup_static_host(&in_file) {
+                // The file may change at any time.
+                return Ok(Answer::new(addresses(found.answers()), None));
+            }
+            let lookup = asked.resolver.lookup(name, record_type);
+            let lookup = lookup.await.map_err(classify)?;
             let ttl = lookup.answers().iter().map(|record| record.ttl).min();
-            let addrs: Vec<_> = lookup
-                .answers()
-                .iter()
-                .filter_map(|record| match &record.data {
-                    RData::A(a) => Some(a.0.into()),
-                    RData::AAAA(aaaa) => Some(aaaa.0.into()),
-                    _ => None,
-                })
-                .collect();
             Ok(Answer::new(
-                addrs,
+                addresses(lookup.answers()),
                 ttl.map(|s| Duration::from_secs(s.into())),
             ))
         })
     }
 }
 
-async fn build(name_servers: Option<Vec<SocketAddr>>) -> Result<TokioResolver, ResolveError> {
+fn addresses(records: &[Record]) -> Vec<IpAddr> {
+    let address = |record: &Record| match &record.data {
+        RData::A(a) => Some(a.0.into()),
+        RData::AAAA(aaaa) => Some(aaaa.0.into()),
+        _ => None,
+    };
+    records.iter().filter_map(address).collect()
+}
+
+async fn build(config: Arc<Config>) -> Result<Asked, ResolveError> {
     let failed = |e: NetError| ResolveError::new(ResolveErrorKind::Other).with_source(e);
-    // Reads files: never on a runtime's worker.
-    let built = tokio::task::spawn_blocking(move || {
-        let mut builder = match name_servers {
-            None => TokioResolver::builder_tokio()?,
-            Some(servers) => {
-                let servers = servers.into_iter().map(name_server).collect();
-                TokioResolver::builder_with_config(
-                    ResolverConfig::from_name_servers(servers),
-                    TokioRuntimeProvider::default(),
-                )
-            }
-        };
-        set_options(builder.options_mut());
-        builder.build()
-    });
-    match built.await {
+    match tokio::task::spawn_blocking(move || config.build()).await {
         Ok(resolver) => resolver.map_err(failed),
         Err(e) => Err(ResolveError::new(ResolveErrorKind::Other).with_source(e)),
     }
@@ -149,6 +278,8 @@ fn name_server(addr: SocketAddr) -> NameServerConfig {
 
 fn set_options(options: &mut ResolverOpts) {
     options.cache_size = 0;
+    // Ours comes first, and is read again when it has changed.
+    options.use_hosts_file = ResolveHosts::Never;
     options.timeout = QUERY_TIMEOUT;
     options.attempts = 2;
     options.max_active_requests = MAX_ACTIVE_QUERIES;

@@ -1,20 +1,24 @@
-//! Look-ups in flight: one query per name and family, whoever asks, in a task of its own.
+//! Look-ups in flight: one query per name and family, whoever asks, in a task of its own, which then
+//! keeps the name fresh while it is used.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use tokio::runtime::{Handle, Id as RuntimeId};
 use tokio::sync::watch;
+use tokio::time::{sleep_until, timeout};
 
 use crate::clock::now;
 use crate::origin::Host;
 use crate::sync::lock;
 use crate::timing::DnsSource;
 
-use super::cache::{Cache, DnsCacheOptions, Found, Outcome};
+use super::cache::{Cache, Found, Outcome};
+use super::options::DnsOptions;
 use super::resolve::{Family, Resolve, ResolveError, ResolveErrorKind};
 
 /// Which families to look up and to connect over.
@@ -27,14 +31,48 @@ pub(crate) struct Families {
 type Flight = watch::Receiver<Option<Outcome>>;
 /// A task lives and dies with its runtime, so flights are not shared between runtimes.
 type FlightKey = (RuntimeId, Arc<str>, Family);
+type NameKey = (Arc<str>, Family);
 
 /// The pool's resolver: cache above, single-flight between, a [`Resolve`] below.
 pub(crate) struct Dns {
     resolver: Arc<dyn Resolve>,
     overrides: HashMap<String, Vec<IpAddr>>,
+    lookup_timeout: Duration,
     cache: Mutex<Cache>,
     // Lock order: `flights` before `cache`.
     flights: Mutex<HashMap<FlightKey, Flight>>,
+    /// Names that a task keeps fresh.
+    kept: Mutex<HashSet<NameKey>>,
+    uses: Mutex<HashMap<Arc<str>, Weak<NameUse>>>,
+}
+
+/// Whether a name is in use by requests that need no look-up, because they go over connections that
+/// exist: it is then kept fresh for the connection that comes after them.
+#[derive(Debug, Default)]
+pub(crate) struct NameUse {
+    /// A bit for each family: each is kept fresh by a task of its own.
+    unseen: AtomicU8,
+}
+
+impl NameUse {
+    const V4: u8 = 1;
+    const V6: u8 = 2;
+
+    pub(crate) fn mark(&self) {
+        // A load as a rule: the line is shared by all who use the name.
+        let both = Self::V4 | Self::V6;
+        if self.unseen.load(Ordering::Relaxed) != both {
+            self.unseen.store(both, Ordering::Relaxed);
+        }
+    }
+
+    fn take(&self, family: Family) -> bool {
+        let bit = match family {
+            Family::V4 => Self::V4,
+            Family::V6 => Self::V6,
+        };
+        self.unseen.fetch_and(!bit, Ordering::Relaxed) & bit != 0
+    }
 }
 
 impl fmt::Debug for Dns {
@@ -46,80 +84,186 @@ impl fmt::Debug for Dns {
 impl Dns {
     pub(crate) fn new(
         resolver: Arc<dyn Resolve>,
-        options: DnsCacheOptions,
+        options: DnsOptions,
         overrides: HashMap<String, Vec<IpAddr>>,
     ) -> Arc<Self> {
         Arc::new(Self {
             resolver,
             overrides,
+            lookup_timeout: options.lookup_timeout,
             cache: Mutex::new(Cache::new(options)),
             flights: Mutex::default(),
+            kept: Mutex::default(),
+            uses: Mutex::default(),
         })
+    }
+
+    /// Where an origin says that its name is in use; `None` if its host is never looked up.
+    pub(crate) fn name_use(&self, host: &Host) -> Option<Arc<NameUse>> {
+        let name = self.name_to_look_up(host)?;
+        let mut uses = lock(&self.uses);
+        if let Some(known) = uses.get(name).and_then(Weak::upgrade) {
+            return Some(known);
+        }
+        uses.retain(|_, known| known.strong_count() > 0);
+        let known = Arc::new(NameUse::default());
+        uses.insert(name.clone(), Arc::downgrade(&known));
+        Some(known)
+    }
+
+    fn name_to_look_up<'a>(&self, host: &'a Host) -> Option<&'a Arc<str>> {
+        match host {
+            Host::Name(name) if !self.overrides.contains_key(&**name) && !is_localhost(name) => {
+                Some(name)
+            }
+            _ => None,
+        }
     }
 
     /// Begins to resolve `host`. Must be called on a runtime.
     pub(crate) fn lookup(self: &Arc<Self>, host: &Host, families: Families) -> Lookup {
-        let name = match host {
-            Host::Ip(ip) => return Lookup::known(DnsSource::Literal, &[*ip], families),
-            Host::Name(name) => name,
-        };
-        if let Some(addrs) = self.overrides.get(&**name) {
-            return Lookup::known(DnsSource::Override, addrs, families);
-        }
-        // RFC 6761 §6.3: localhost is loopback and no name server hears of it.
-        if **name == *"localhost" || name.ends_with(".localhost") {
-            let loopback = [Ipv6Addr::LOCALHOST.into(), Ipv4Addr::LOCALHOST.into()];
-            return Lookup::known(DnsSource::Literal, &loopback, families);
-        }
-        let mut source = DnsSource::Cache;
-        let mut ask = |family, wanted: bool| {
-            let (slot, from) = if wanted {
-                self.ask(name, family)
-            } else {
-                (Slot::unwanted(), DnsSource::Cache)
+        if let Some(name) = self.name_to_look_up(host) {
+            let v6 = self.ask(name, Family::V6, families.v6);
+            let v4 = self.ask(name, Family::V4, families.v4);
+            return Lookup {
+                known: None,
+                v4,
+                v6,
             };
-            source = match (source, from) {
-                (DnsSource::Fresh, _) | (_, DnsSource::Fresh) => DnsSource::Fresh,
-                (DnsSource::Shared, _) | (_, DnsSource::Shared) => DnsSource::Shared,
-                _ => DnsSource::Cache,
-            };
-            slot
-        };
-        let v6 = ask(Family::V6, families.v6);
-        let v4 = ask(Family::V4, families.v4);
-        Lookup { source, v4, v6 }
+        }
+        match host {
+            Host::Ip(ip) => Lookup::known(DnsSource::Literal, &[*ip], families),
+            Host::Name(name) => match self.overrides.get(&**name) {
+                Some(addrs) => Lookup::known(DnsSource::Override, addrs, families),
+                None => {
+                    let loopback = [Ipv6Addr::LOCALHOST.into(), Ipv4Addr::LOCALHOST.into()];
+                    Lookup::known(DnsSource::Literal, &loopback, families)
+                }
+            },
+        }
     }
 
-    fn ask(self: &Arc<Self>, name: &Arc<str>, family: Family) -> (Slot, DnsSource) {
+    fn ask(self: &Arc<Self>, name: &Arc<str>, family: Family, wanted: bool) -> Slot {
+        if !wanted {
+            return Slot::known(Err(ResolveError::new(ResolveErrorKind::NoAddress)), None);
+        }
+        let hit = {
+            // Under the lock of the flights: what lands is in the cache before its flight is gone.
+            let mut flights = lock(&self.flights);
+            match lock(&self.cache).get(name, family, now()) {
+                Some(hit) => hit,
+                None => return self.fly(&mut flights, name, family),
+            }
+        };
+        if hit.refresh {
+            let mut flights = lock(&self.flights);
+            self.fly(&mut flights, name, family);
+        }
+        Slot::known(hit.outcome, Some(DnsSource::Cache))
+    }
+
+    /// Asks, or joins who asks already.
+    fn fly(
+        self: &Arc<Self>,
+        flights: &mut HashMap<FlightKey, Flight>,
+        name: &Arc<str>,
+        family: Family,
+    ) -> Slot {
         let runtime = Handle::current();
         let key = (runtime.id(), name.clone(), family);
-        let mut flights = lock(&self.flights);
-        if let Some(outcome) = lock(&self.cache).get(name, family, now()) {
-            return (Slot::Known(outcome), DnsSource::Cache);
-        }
         if let Some(flight) = flights.get(&key) {
             // A flight whose task is gone (its runtime was shut down) will never land.
             if flight.has_changed().is_ok() {
-                return (Slot::Flying(flight.clone()), DnsSource::Shared);
+                return Slot::flying(flight.clone(), DnsSource::Shared);
             }
         }
         let (sender, flight) = watch::channel(None);
         flights.insert(key.clone(), flight.clone());
-        drop(flights);
-        let query = self.resolver.resolve(name, family);
+        let query = timeout(self.lookup_timeout, self.resolver.resolve(name, family));
         let landing = Landing {
             dns: self.clone(),
             key,
         };
+        let dns = Arc::downgrade(self);
+        let name = name.clone();
         runtime.spawn(async move {
-            let answer = query.await;
-            let (_, name, family) = &landing.key;
-            let outcome = lock(&landing.dns.cache).put(name, *family, answer, now());
+            let late = |_| ResolveError::new(ResolveErrorKind::Timeout);
+            let answer = query.await.map_err(late).flatten();
+            let outcome = lock(&landing.dns.cache).put(&name, family, answer, now());
             // Cached before the flight goes: who comes between finds one of them.
             drop(landing);
             sender.send_replace(Some(outcome));
+            drop(sender);
+            keep_fresh(dns, (name, family)).await;
         });
-        (Slot::Flying(flight), DnsSource::Fresh)
+        Slot::flying(flight, DnsSource::Fresh)
+    }
+
+    /// Whether anybody used the name since this was last asked.
+    fn take_used(&self, name: &Arc<str>, family: Family) -> bool {
+        let by_lookup = lock(&self.cache).take_used(name, family);
+        let by_request = lock(&self.uses).get(name).and_then(Weak::upgrade);
+        // Both are asked: each must be taken.
+        by_request.is_some_and(|known| known.take(family)) || by_lookup
+    }
+}
+
+/// RFC 6761 §6.3: localhost is loopback and no name server hears of it.
+fn is_localhost(name: &str) -> bool {
+    name == "localhost" || name.ends_with(".localhost")
+}
+
+/// Asks for a name anew shortly before its answer expires, as long as it is used. One task per name
+/// and family; it ends with the pool, with its runtime, and when nobody uses the name.
+async fn keep_fresh(dns: Weak<Dns>, key: NameKey) {
+    let Some(_kept) = Keeper::new(&dns, &key) else {
+        return;
+    };
+    let (name, family) = &key;
+    let due = || {
+        let dns = dns.upgrade()?;
+        lock(&dns.cache).next_refresh(name, *family)
+    };
+    while let Some(at) = due() {
+        if at > now() {
+            sleep_until(at.into()).await;
+            // It may have been asked for meanwhile.
+            continue;
+        }
+        let mut flight = {
+            let Some(dns) = dns.upgrade() else { return };
+            if !dns.take_used(name, *family) {
+                return;
+            }
+            let mut flights = lock(&dns.flights);
+            dns.fly(&mut flights, name, *family)
+        };
+        let _ = flight.land().await;
+    }
+}
+
+/// The one who keeps a name fresh.
+struct Keeper {
+    dns: Weak<Dns>,
+    key: NameKey,
+}
+
+impl Keeper {
+    /// `None` if there is one already.
+    fn new(dns: &Weak<Dns>, key: &NameKey) -> Option<Self> {
+        let is_first = lock(&dns.upgrade()?.kept).insert(key.clone());
+        is_first.then(|| Self {
+            dns: dns.clone(),
+            key: key.clone(),
+        })
+    }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        if let Some(dns) = self.dns.upgrade() {
+            lock(&dns.kept).remove(&self.key);
+        }
     }
 }
 
@@ -136,29 +280,47 @@ impl Drop for Landing {
     }
 }
 
+/// One family of a look-up.
 #[derive(Debug)]
-enum Slot {
+struct Slot {
+    state: SlotState,
+    /// How its answer was come by; `None` if this family was not wanted.
+    source: Option<DnsSource>,
+}
+
+#[derive(Debug)]
+enum SlotState {
     Known(Outcome),
     Flying(Flight),
 }
 
 impl Slot {
-    fn unwanted() -> Self {
-        Self::Known(Err(ResolveError::new(ResolveErrorKind::NoAddress)))
+    fn known(outcome: Outcome, source: Option<DnsSource>) -> Self {
+        Self {
+            state: SlotState::Known(outcome),
+            source,
+        }
+    }
+
+    fn flying(flight: Flight, source: DnsSource) -> Self {
+        Self {
+            state: SlotState::Flying(flight),
+            source: Some(source),
+        }
     }
 
     fn outcome(&self) -> Option<Outcome> {
-        match self {
-            Self::Known(outcome) => Some(outcome.clone()),
-            Self::Flying(flight) => flight.borrow().clone(),
+        match &self.state {
+            SlotState::Known(outcome) => Some(outcome.clone()),
+            SlotState::Flying(flight) => flight.borrow().clone(),
         }
     }
 
     /// Waits for the landing.
     async fn land(&mut self) -> Outcome {
-        let outcome = match self {
-            Self::Known(outcome) => return outcome.clone(),
-            Self::Flying(flight) => match flight.wait_for(Option::is_some).await {
+        let outcome = match &mut self.state {
+            SlotState::Known(outcome) => return outcome.clone(),
+            SlotState::Flying(flight) => match flight.wait_for(Option::is_some).await {
                 Ok(outcome) => outcome.clone(),
                 Err(_) => None,
             },
@@ -167,7 +329,7 @@ impl Slot {
             Err(ResolveError::new(ResolveErrorKind::Other)
                 .with_source("the look-up was abandoned by its runtime"))
         });
-        *self = Self::Known(outcome.clone());
+        self.state = SlotState::Known(outcome.clone());
         outcome
     }
 }
@@ -175,7 +337,8 @@ impl Slot {
 /// A look-up under way. Dropping it changes nothing for others who wait for the same name.
 #[derive(Debug)]
 pub(crate) struct Lookup {
-    source: DnsSource,
+    /// Nothing had to be looked up.
+    known: Option<DnsSource>,
     v4: Slot,
     v6: Slot,
 }
@@ -188,24 +351,48 @@ impl Lookup {
                 .copied()
                 .filter(|ip| wanted && Family::of(ip) == family)
                 .collect();
-            Slot::Known(if addrs.is_empty() {
+            let outcome = if addrs.is_empty() {
                 Err(ResolveError::new(ResolveErrorKind::NoAddress))
             } else {
                 Ok(Found {
                     addrs: addrs.into(),
                     ttl: Duration::ZERO,
+                    is_stale: false,
                 })
-            })
+            };
+            Slot::known(outcome, Some(source))
         };
         Self {
-            source,
+            known: Some(source),
             v4: of(Family::V4, families.v4),
             v6: of(Family::V6, families.v6),
         }
     }
 
+    /// How the answers were come by so far.
     pub(crate) fn source(&self) -> DnsSource {
-        self.source
+        if let Some(source) = self.known {
+            return source;
+        }
+        let slots = [&self.v6, &self.v4];
+        let is_stale = |slot: &&Slot| matches!(slot.outcome(), Some(Ok(found)) if found.is_stale);
+        let has = |source| slots.iter().any(|slot| slot.source == Some(source));
+        if slots.iter().any(is_stale) {
+            DnsSource::Stale
+        } else if has(DnsSource::Fresh) {
+            DnsSource::Fresh
+        } else if has(DnsSource::Shared) {
+            DnsSource::Shared
+        } else {
+            DnsSource::Cache
+        }
+    }
+
+    /// Whether a name server was asked for it, by this look-up or by one that it joined.
+    pub(crate) fn is_query(&self) -> bool {
+        [&self.v6, &self.v4]
+            .into_iter()
+            .any(|slot| slot.source.is_some_and(DnsSource::is_query))
     }
 
     /// What is known of a family by now.
@@ -223,5 +410,226 @@ impl Lookup {
             outcome = self.v4.land(), if !seen_v4 => (Family::V4, outcome),
             else => std::future::pending().await,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    // layering: uses this module, its siblings and origin, which is below.
+    use super::super::resolve::Answer;
+    use super::*;
+    use crate::io::BoxFuture;
+    use crate::origin::Origin;
+    use std::future::Future;
+    use std::sync::atomic::{AtomicBool, AtomicUsize};
+
+    const BOTH: Families = Families { v4: true, v6: true };
+
+    /// Answers after a delay, or not at all, and counts.
+    #[derive(Clone, Default)]
+    struct Scripted(Arc<Script>);
+
+    #[derive(Default)]
+    struct Script {
+        asked: AtomicUsize,
+        dead: AtomicBool,
+        delay: Duration,
+        ttl: u64,
+    }
+
+    impl Scripted {
+        fn new(ttl: u64) -> Self {
+            Self(Arc::new(Script {
+                delay: Duration::from_millis(30),
+                ttl,
+                ..Script::default()
+            }))
+        }
+        fn asked(&self) -> usize {
+            self.0.asked.load(Ordering::SeqCst)
+        }
+        fn die(&self) {
+            self.0.dead.store(true, Ordering::SeqCst);
+        }
+    }
+
+    impl Resolve for Scripted {
+        fn resolve(
+            &self,
+            _: &str,
+            family: Family,
+        ) -> BoxFuture<'static, Result<Answer, ResolveError>> {
+            let script = self.0.clone();
+            Box::pin(async move {
+                script.asked.fetch_add(1, Ordering::SeqCst);
+                if script.dead.load(Ordering::SeqCst) {
+                    std::future::pending::<()>().await;
+                }
+                tokio::time::sleep(script.delay).await;
+                let ip = match family {
+                    Family::V4 => "10.0.0.1".parse().unwrap(),
+                    Family::V6 => "fd00::1".parse().unwrap(),
+                };
+                let ttl = Duration::from_secs(script.ttl);
+                Ok(Answer::new(vec![ip], Some(ttl)))
+            })
+        }
+    }
+
+    fn dns(resolver: &Scripted) -> Arc<Dns> {
+        let resolver = Arc::new(resolver.clone());
+        Dns::new(resolver, DnsOptions::default(), HashMap::new())
+    }
+
+    fn host() -> Host {
+        let origin = Origin::parse("https://api.test").unwrap();
+        origin.canonical_host().clone()
+    }
+
+    /// How long a look-up waited for both families, and what they were.
+    async fn look(dns: &Arc<Dns>) -> (Duration, [Outcome; 2], DnsSource) {
+        let began = now();
+        let mut lookup = dns.lookup(&host(), BOTH);
+        let (first, one) = lookup.next(false, false).await;
+        let (_, other) = lookup.next(first == Family::V4, first == Family::V6).await;
+        (now() - began, [one, other], lookup.source())
+    }
+
+    fn paused(test: impl Future<Output = ()>) {
+        tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .start_paused(true)
+            .build()
+            .unwrap()
+            .block_on(test);
+    }
+
+    #[test]
+    fn ten_thousand_callers_of_a_cold_name_cost_one_question_per_family() {
+        paused(async {
+            let resolver = Scripted::new(60);
+            let dns = dns(&resolver);
+            let callers: Vec<_> = (0..10_000)
+                .map(|_| {
+                    let dns = dns.clone();
+                    tokio::spawn(async move { look(&dns).await })
+                })
+                .collect();
+            // Half of them go away.
+            for caller in callers.iter().step_by(2) {
+                caller.abort();
+            }
+            for caller in callers.into_iter().skip(1).step_by(2) {
+                let (waited, outcomes, _) = caller.await.unwrap();
+                assert_eq!(waited, Duration::from_millis(30));
+                assert!(outcomes.iter().all(Result::is_ok));
+            }
+            assert_eq!(resolver.asked(), 2);
+            assert!(lock(&dns.flights).is_empty());
+        });
+    }
+
+    #[test]
+    fn name_in_use_is_asked_for_ahead_and_nobody_waits() {
+        paused(async {
+            let resolver = Scripted::new(60);
+            let dns = dns(&resolver);
+            assert_eq!(look(&dns).await.0, Duration::from_millis(30));
+            for _ in 0..360 {
+                tokio::time::sleep(Duration::from_secs(10)).await;
+                let (waited, outcomes, source) = look(&dns).await;
+                assert_eq!((waited, source), (Duration::ZERO, DnsSource::Cache));
+                assert!(outcomes.iter().all(Result::is_ok));
+            }
+            // An hour, one question per 48 s and family.
+            let asked = resolver.asked();
+            assert!((2 * 74..=2 * 76).contains(&asked), "{asked}");
+        });
+    }
+
+    #[test]
+    fn requests_over_open_connections_keep_the_name_fresh_too() {
+        paused(async {
+            let resolver = Scripted::new(60);
+            let dns = dns(&resolver);
+            let in_use = dns.name_use(&host()).unwrap();
+            assert!(Arc::ptr_eq(&in_use, &dns.name_use(&host()).unwrap()));
+            let _ = look(&dns).await;
+            for _ in 0..100 {
+                in_use.mark();
+                tokio::time::sleep(Duration::from_secs(47)).await;
+            }
+            let (waited, _, source) = look(&dns).await;
+            assert_eq!((waited, source), (Duration::ZERO, DnsSource::Cache));
+        });
+    }
+
+    #[test]
+    fn unused_name_is_asked_for_once_and_leaves_no_task() {
+        paused(async {
+            let resolver = Scripted::new(60);
+            let dns = dns(&resolver);
+            let _ = look(&dns).await;
+            let tasks = tokio::runtime::Handle::current().metrics();
+            assert_eq!(tasks.num_alive_tasks(), 2, "one keeper per family");
+            tokio::time::sleep(Duration::from_secs(49)).await;
+            assert_eq!((resolver.asked(), tasks.num_alive_tasks()), (2, 0));
+            assert!(lock(&dns.kept).is_empty());
+            // Past its time by less than a minute: at once, and asked anew behind it.
+            tokio::time::sleep(Duration::from_secs(60)).await;
+            let (waited, _, source) = look(&dns).await;
+            assert_eq!((waited, source), (Duration::ZERO, DnsSource::Stale));
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            let (waited, _, source) = look(&dns).await;
+            assert_eq!((waited, source), (Duration::ZERO, DnsSource::Cache));
+            assert_eq!(resolver.asked(), 4);
+        });
+    }
+
+    #[test]
+    fn keepers_end_with_the_pool() {
+        paused(async {
+            let resolver = Scripted::new(60);
+            let dns = dns(&resolver);
+            let _ = look(&dns).await;
+            let _ = look(&dns).await;
+            drop(dns);
+            tokio::time::sleep(Duration::from_secs(49)).await;
+            let tasks = tokio::runtime::Handle::current().metrics();
+            assert_eq!((resolver.asked(), tasks.num_alive_tasks()), (2, 0));
+        });
+    }
+
+    #[test]
+    fn dead_resolver_costs_a_name_in_use_neither_a_failure_nor_a_wait() {
+        paused(async {
+            let resolver = Scripted::new(60);
+            let dns = dns(&resolver);
+            let _ = look(&dns).await;
+            let _ = look(&dns).await;
+            resolver.die();
+            let died = now();
+            while now() - died < Duration::from_secs(3600) {
+                let (waited, outcomes, _) = look(&dns).await;
+                assert_eq!(waited, Duration::ZERO, "{:?} later", now() - died);
+                assert!(outcomes.iter().all(Result::is_ok));
+                tokio::time::sleep(Duration::from_secs(7)).await;
+            }
+            let asked = resolver.asked();
+            assert!(asked < 2 * 150, "it is not hammered: {asked} questions");
+        });
+    }
+
+    #[test]
+    fn cold_name_fails_at_its_own_deadline() {
+        paused(async {
+            let resolver = Scripted::new(60);
+            resolver.die();
+            let (waited, outcomes, _) = look(&dns(&resolver)).await;
+            assert_eq!(waited, Duration::from_secs(2));
+            for outcome in outcomes {
+                assert_eq!(outcome.unwrap_err().kind(), ResolveErrorKind::Timeout);
+            }
+        });
     }
 }

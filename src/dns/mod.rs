@@ -7,20 +7,26 @@
 //!                   -- flight: one query per name and family, in a task of its own, shared by all
 //! ```
 //!
-//! `resolve` holds the trait and its types, `cache` decides what is kept and for how long (pure),
+//! `resolve` holds the trait and its types, `cache` decides what is kept and for how long (pure), by
+//! the rules of `options`,
 //! `lookup` acts, `hickory` and `system` are the two resolvers.
 
 mod cache;
 #[cfg(feature = "hickory")]
 mod hickory;
 mod lookup;
+mod options;
 mod resolve;
+mod special;
 mod system;
 
-pub use cache::DnsCacheOptions;
 pub(crate) use cache::Outcome;
+#[cfg(any(test, fuzzing))]
+pub(crate) use cache::check_operations;
 #[cfg(feature = "hickory")]
 pub use hickory::HickoryResolver;
-pub(crate) use lookup::{Dns, Families, Lookup};
+pub(crate) use lookup::{Dns, Families, Lookup, NameUse};
+pub use options::DnsOptions;
 pub use resolve::{Answer, Family, Resolve, ResolveError, ResolveErrorKind};
+pub use special::is_public;
 pub use system::SystemResolver;

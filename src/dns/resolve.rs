@@ -56,6 +56,8 @@ pub enum ResolveErrorKind {
     ServerFailure,
     /// No answer in time.
     Timeout,
+    /// Addresses were found, and the pool's address filter refused all of them.
+    Forbidden,
     /// Anything else, such as a missing configuration.
     Other,
 }
@@ -108,6 +110,7 @@ impl fmt::Display for ResolveError {
             ResolveErrorKind::NoAddress => "the name has no address",
             ResolveErrorKind::ServerFailure => "the name server failed",
             ResolveErrorKind::Timeout => "no name server answered in time",
+            ResolveErrorKind::Forbidden => "the address filter refused every address",
             ResolveErrorKind::Other => "the resolver failed",
         })
     }

@@ -11,7 +11,7 @@ use super::resolve::{Answer, Family, Resolve, ResolveError, ResolveErrorKind};
 /// It knows everything the system knows (nsswitch, mDNS, VPN), but says nothing about times to
 /// live and answers both families at once: each question costs one blocking call that takes as
 /// long as the slower family. Answers are kept for
-/// [`DnsCacheOptions::min_ttl`](super::DnsCacheOptions::min_ttl).
+/// [`DnsOptions::min_ttl`](super::DnsOptions::min_ttl).
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SystemResolver;
 

@@ -12,6 +12,7 @@ use tokio::sync::oneshot;
 use crate::clock::{deadline, now};
 use crate::close_reason::CloseReason;
 use crate::connection::{ConnectionInfo, Learned, Plan};
+use crate::dns::NameUse;
 use crate::error::{Error, ErrorKind};
 use crate::event::DialRecorder;
 use crate::sync::{fence, lock};
@@ -75,6 +76,8 @@ pub(crate) struct Host {
     /// then looks for a slot, a stream gives its slot back and then looks for waiters, so one of
     /// them sees the other (modelled in `http2::streams`).
     pub(super) waiting: AtomicUsize,
+    /// Tells DNS that the name is in use, though nobody looks it up.
+    name_use: Option<Arc<NameUse>>,
     /// It stands in the line for a permit.
     pub(super) blocked: AtomicBool,
     pub(super) this: Weak<Self>,
@@ -112,7 +115,9 @@ impl Host {
         janitor: Arc<Janitor>,
         runtime: Handle,
     ) -> Arc<Self> {
+        let name_use = shared.deps.dns.name_use(plan.target().0);
         Arc::new_cyclic(|this| Self {
+            name_use,
             books: Mutex::new(Books {
                 state: HostState::new(plan.known_protocol(), now()),
                 live: Vec::new(),
@@ -136,6 +141,9 @@ impl Host {
     /// PoolClosed; Limit when `max_waiting` wait already.
     pub(crate) fn checkout(self: &Arc<Self>, early: bool) -> Result<Checkout, Error> {
         let at = now();
+        if let Some(name_use) = &self.name_use {
+            name_use.mark();
+        }
         let (sender, receiver) = oneshot::channel();
         let ticket = {
             let mut books = lock(&self.books);
