@@ -23,8 +23,10 @@ pub(crate) enum DialEvent {
     ConnectStart(SocketAddr),
     /// A Unix socket is connected to: there is no address to race.
     UnixConnectStart,
+    UnixConnectEnd,
+    /// TCP is established, and the attempt goes on with TLS.
+    Established(SocketAddr),
     ConnectEnd(SocketAddr, AttemptOutcome),
-    TcpEstablished,
     ProxyStart,
     ProxyEnd,
     TlsStart,
@@ -72,25 +74,26 @@ impl DialRecorder {
                 trace.attempts.push(Attempt {
                     addr,
                     start: at,
+                    established: None,
                     end: None,
                     outcome: None,
                 });
             }
+            DialEvent::Established(addr) => {
+                if let Some(attempt) = running(trace, addr) {
+                    attempt.established = Some(at);
+                }
+                split_race(trace);
+            }
             DialEvent::ConnectEnd(addr, outcome) => {
-                let running = trace
-                    .attempts
-                    .iter_mut()
-                    .find(|a| a.addr == addr && a.end.is_none());
-                if let Some(attempt) = running {
-                    if outcome == AttemptOutcome::Won {
-                        trace.tcp_rtt = Some(at.saturating_duration_since(attempt.start));
-                    }
+                if let Some(attempt) = running(trace, addr) {
                     attempt.end = Some(at);
                     attempt.outcome = Some(outcome);
                 }
+                split_race(trace);
             }
             DialEvent::UnixConnectStart => trace.tcp = open,
-            DialEvent::TcpEstablished => close(&mut trace.tcp),
+            DialEvent::UnixConnectEnd => close(&mut trace.tcp),
             DialEvent::ProxyStart => trace.proxy = open,
             DialEvent::ProxyEnd => close(&mut trace.proxy),
             DialEvent::TlsStart => trace.tls = open,
@@ -118,6 +121,11 @@ impl DialRecorder {
         }
     }
 
+    /// What the winner's TCP handshake took.
+    pub(crate) fn tcp_rtt(&self) -> Option<Duration> {
+        lock(&self.trace).tcp_rtt
+    }
+
     /// The trace so far.
     pub(crate) fn trace(&self) -> ConnectionTrace {
         lock(&self.trace).clone()
@@ -130,6 +138,37 @@ impl DialRecorder {
 
     pub(crate) fn current_phase(&self) -> Phase {
         lock(&self.trace).current_phase()
+    }
+}
+
+fn running(trace: &mut ConnectionTrace, addr: SocketAddr) -> Option<&mut Attempt> {
+    let mut attempts = trace.attempts.iter_mut();
+    attempts.find(|attempt| attempt.addr == addr && attempt.end.is_none())
+}
+
+/// Tells the tcp phase of a race from its tls phase: at the moment when the winner was established,
+/// or, while there is none, the first that still runs.
+fn split_race(trace: &mut ConnectionTrace) {
+    let won = |attempt: &&Attempt| attempt.outcome == Some(AttemptOutcome::Won);
+    let (established, goes_on) = match trace.attempts.iter().find(won) {
+        Some(winner) => {
+            let established = winner.established.or(winner.end);
+            trace.tcp_rtt = established.map(|at| at.saturating_duration_since(winner.start));
+            (established, winner.established.is_some())
+        }
+        None => {
+            let running = trace.attempts.iter().filter(|a| a.end.is_none());
+            let first = running.filter_map(|a| a.established).min();
+            (first, first.is_some())
+        }
+    };
+    if let Some(tcp) = &mut trace.tcp {
+        tcp.end = established;
+    }
+    if trace.tls_facts.is_none() && trace.tls.is_none_or(|tls| tls.end.is_none()) {
+        trace.tls = established
+            .filter(|_| goes_on)
+            .map(|start| Span { start, end: None });
     }
 }
 

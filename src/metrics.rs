@@ -53,8 +53,12 @@ pub struct ConnectionPoolStats {
     pub unserved: u64,
     /// Further attempts made after one had failed.
     pub retries: u64,
-    /// Connections whose TLS session was resumed.
+    /// Connections opened with TLS.
+    pub tls_connections: u64,
+    /// Of those, connections whose TLS session was resumed.
     pub resumed: u64,
+    /// `resumed` in percent of `tls_connections`; 0 when there was none.
+    pub tls_resumption_rate: f64,
     /// Dials that failed.
     pub dials_failed: u64,
     /// Times a request had to wait for, or was refused by, a limit.
@@ -69,6 +73,8 @@ pub struct ConnectionPoolStats {
     pub upgraded: usize,
     /// Requests waiting for a connection now.
     pub waiting: usize,
+    /// TLS sessions that could be resumed now: single-use tickets, and one TLS 1.2 session per origin.
+    pub tls_tickets: usize,
     /// Connections closed so far, by reason.
     pub closed: BTreeMap<CloseReason, u64>,
 }
@@ -98,6 +104,7 @@ pub(crate) struct Counters {
     joined: AtomicU64,
     unserved: AtomicU64,
     retries: AtomicU64,
+    tls: AtomicU64,
     resumed: AtomicU64,
     dials_failed: AtomicU64,
     limit_hits: AtomicU64,
@@ -133,9 +140,10 @@ impl Counters {
         self.unserved.fetch_add(1, Relaxed);
     }
 
-    pub(crate) fn opened(&self, resumed: bool) {
+    pub(crate) fn opened(&self, is_tls: bool, is_resumed: bool) {
         self.created.fetch_add(1, Relaxed);
-        self.resumed.fetch_add(u64::from(resumed), Relaxed);
+        self.resumed.fetch_add(u64::from(is_resumed), Relaxed);
+        self.tls.fetch_add(u64::from(is_tls), Relaxed);
     }
 
     /// The session of a connection that was opened under early data turned out to be resumed, as it
@@ -162,22 +170,22 @@ impl Counters {
         // Parts are read before their whole, so that a rate never exceeds 100 %.
         let connections_reused = get(&self.reused);
         let total_requests = get(&self.total);
+        let resumed = get(&self.resumed);
+        let tls_connections = get(&self.tls);
         ConnectionPoolStats {
             total_requests,
             connections_reused,
             connections_created: get(&self.created),
-            connection_reuse_rate: if total_requests == 0 {
-                0.0
-            } else {
-                (connections_reused.min(total_requests) as f64) * 100.0 / total_requests as f64
-            },
+            connection_reuse_rate: percent(connections_reused, total_requests),
             dns_lookups_saved: get(&self.dns_saved),
             tls_handshakes_saved: get(&self.tls_saved),
             network_overhead_reduction_ms: millis(Duration::from_nanos(get(&self.saved_nanos))),
             joined: get(&self.joined),
             unserved: get(&self.unserved),
             retries: get(&self.retries),
-            resumed: get(&self.resumed),
+            tls_connections,
+            resumed,
+            tls_resumption_rate: percent(resumed, tls_connections),
             dials_failed: get(&self.dials_failed),
             limit_hits: get(&self.limit_hits),
             closed: CloseReason::ALL
@@ -188,6 +196,13 @@ impl Counters {
             ..ConnectionPoolStats::default()
         }
     }
+}
+
+fn percent(part: u64, whole: u64) -> f64 {
+    if whole == 0 {
+        return 0.0;
+    }
+    part.min(whole) as f64 * 100.0 / whole as f64
 }
 
 #[derive(Debug)]

@@ -119,6 +119,8 @@ pub enum AttemptOutcome {
     Lost,
     /// The attempt failed with this error.
     Failed(std::io::ErrorKind),
+    /// TCP was established, and the TLS handshake failed.
+    HandshakeFailed,
 }
 
 /// One attempt to reach one address.
@@ -129,6 +131,8 @@ pub struct Attempt {
     pub addr: SocketAddr,
     /// `connect()` was called.
     pub start: Instant,
+    /// TCP was established, and the attempt went on with TLS; `None` when it had no more to do.
+    pub established: Option<Instant>,
     /// The attempt ended; `None` while it runs.
     pub end: Option<Instant>,
     /// How it ended; `None` while it runs.

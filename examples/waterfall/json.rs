@@ -66,7 +66,9 @@ struct Stats {
     joined: u64,
     unserved: u64,
     retries: u64,
+    tls_connections: u64,
     resumed: u64,
+    tls_resumption_rate: f64,
     dials_failed: u64,
     limit_hits: u64,
     open: usize,
@@ -74,6 +76,7 @@ struct Stats {
     active: usize,
     upgraded: usize,
     waiting: usize,
+    tls_tickets: usize,
     closed: BTreeMap<String, u64>,
 }
 
@@ -116,7 +119,9 @@ pub(crate) fn stats(stats: &ConnectionPoolStats) -> String {
         joined: stats.joined,
         unserved: stats.unserved,
         retries: stats.retries,
+        tls_connections: stats.tls_connections,
         resumed: stats.resumed,
+        tls_resumption_rate: stats.tls_resumption_rate,
         dials_failed: stats.dials_failed,
         limit_hits: stats.limit_hits,
         open: stats.open,
@@ -124,6 +129,7 @@ pub(crate) fn stats(stats: &ConnectionPoolStats) -> String {
         active: stats.active,
         upgraded: stats.upgraded,
         waiting: stats.waiting,
+        tls_tickets: stats.tls_tickets,
         closed: closed
             .map(|(why, n)| (snake_case(&format!("{why:?}")), *n))
             .collect(),

@@ -205,6 +205,7 @@ pub struct ConnectionPoolBuilder {
     overrides: HashMap<String, Vec<IpAddr>>,
     address_filter: Option<AddressFilter>,
     dialer: Option<Arc<dyn Dial>>,
+    race: RaceOptions,
     http2: Http2Options,
     connect_timeout: Duration,
     mistake: Option<Error>,
@@ -230,6 +231,7 @@ impl ConnectionPoolBuilder {
             overrides: HashMap::new(),
             address_filter: None,
             dialer: None,
+            race: RaceOptions::default(),
             http2: Http2Options::default(),
             connect_timeout: Duration::from_secs(5),
             mistake: None,
@@ -337,6 +339,12 @@ impl ConnectionPoolBuilder {
         self
     }
 
+    /// Sets how the addresses of an origin are raced.
+    pub fn race(mut self, race: RaceOptions) -> Self {
+        self.race = race;
+        self
+    }
+
     /// Sets the options of HTTP/2 connections.
     pub fn http2(mut self, http2: Http2Options) -> Self {
         self.http2 = http2;
@@ -372,6 +380,7 @@ impl ConnectionPoolBuilder {
         }
         self.limits.check()?;
         self.dns.check()?;
+        self.race.check()?;
         self.http2.check()?;
         if self.dialer.is_some() && self.connect.tcp != TcpOptions::default() {
             return Err(Error::invalid(
@@ -389,7 +398,7 @@ impl ConnectionPoolBuilder {
             dns: Dns::new(resolver, self.dns, self.overrides),
             address_filter: self.address_filter,
             dialer: self.dialer,
-            race: RaceOptions::default(),
+            race: self.race,
             http2: self.http2,
             connect_timeout: self.connect_timeout,
         };

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncBufRead, AsyncWrite};
 use tokio::time::timeout;
+use tokio_rustls::client::TlsStream;
 
 use crate::clock::deadline;
 use crate::dns::Dns;
@@ -14,16 +15,16 @@ use crate::error::{Error, ErrorKind};
 use crate::event::{DialEvent, DialRecorder};
 use crate::http1::{Forward, Http1};
 use crate::http2::{self, Driver, Http2, Http2Options};
-use crate::io::{Carrier, Dial, DialTarget, Transport, Wire};
+use crate::io::{Carrier, Dial, DialTarget, PeerAddr, Transport, Wire};
 use crate::proxy::{self, ProxyScheme};
 use crate::tcp;
-use crate::timing::Phase;
-use crate::tls::{self, OriginTls};
+use crate::timing::{Phase, TlsFacts};
+use crate::tls::{self, HandshakeError, OriginTls, RaceTickets};
 
 use super::early::Early;
 use super::info::ConnectionInfo;
 use super::plan::{FirstHop, Plan, Protocols, ProxyHop, Security};
-use super::race::{RaceError, RaceOptions, race};
+use super::race::{AttemptError, Progress, RaceError, RaceOptions, race};
 use super::stream::{OpenHandshake, Stream};
 
 /// Whether an address of a host may be connected to.
@@ -93,17 +94,27 @@ async fn walk(
     recorder: &Arc<DialRecorder>,
     learned: Learned,
 ) -> Result<Opened, Error> {
-    let transport = reach(plan, deps, recorder).await?;
-    let remote_addr = transport.peer_addr();
-    let wire = match &plan.first_hop {
-        FirstHop::Proxy(hop) => pass(hop, plan, Wire::new(transport), recorder).await?,
-        FirstHop::Origin | FirstHop::Unix(_) => Wire::new(transport),
-    };
-    let (mut stream, is_http2) = match &plan.security {
-        Security::Plain => (Stream::Plain(wire), speaks_http2(plan, None)?),
-        Security::Tls(tls) => {
+    let reached = reach(plan, deps, recorder, learned).await?;
+    let remote_addr = reached.remote_addr;
+    let (mut stream, is_http2) = match reached.end {
+        ReachedEnd::Secured(tls, facts) => {
             let until = deadline(recorder.start(), deps.connect_timeout);
-            secure(plan, tls, wire, learned, recorder, until).await?
+            secured(plan, tls, facts, learned, recorder, until)?
+        }
+        ReachedEnd::Transport(transport) => {
+            let wire = match &plan.first_hop {
+                FirstHop::Proxy(hop) => pass(hop, plan, Wire::new(transport), recorder).await?,
+                FirstHop::Origin | FirstHop::Unix(_) => Wire::new(transport),
+            };
+            match &plan.security {
+                Security::Plain => (Stream::Plain(wire), speaks_http2(plan, None)?),
+                Security::Tls(tls) => {
+                    recorder.emit(DialEvent::TlsStart);
+                    let (tls, facts) = secure(tls, &RaceTickets::default(), wire, learned).await?;
+                    let until = deadline(recorder.start(), deps.connect_timeout);
+                    secured(plan, tls, facts, learned, recorder, until)?
+                }
+            }
         }
     };
     // From here until the first request nothing leaves: the end of the handshake, the preface and
@@ -127,38 +138,43 @@ async fn walk(
     Ok(Opened { info, link })
 }
 
-/// TLS with the origin, and whether HTTP/2 is spoken over it.
+type Tls = TlsStream<Wire<Transport>>;
+
+/// TLS with the origin; without facts if it goes on under early data.
 async fn secure(
-    plan: &Plan,
     tls: &OriginTls,
+    race: &RaceTickets,
     wire: Wire<Transport>,
     learned: Learned,
-    recorder: &Arc<DialRecorder>,
-    until: Instant,
-) -> Result<(Stream, bool), Error> {
-    recorder.emit(DialEvent::TlsStart);
+) -> Result<(Box<Tls>, Option<TlsFacts>), HandshakeError> {
     let (stream, facts) = match learned.early {
         None => {
-            let (stream, facts) = tls::handshake(tls, wire).await?;
+            let (stream, facts) = tls::handshake(tls, race, wire).await?;
             (stream, Some(facts))
         }
-        Some(_) => tls::early_handshake(tls, wire).await?,
+        Some(_) => tls::early_handshake(tls, race, wire).await?,
     };
-    let (is_http2, early) = match (facts, learned.early) {
-        (Some(facts), _) => {
-            let is_http2 = speaks_http2(plan, facts.alpn.as_deref());
-            recorder.emit(DialEvent::TlsEnd(facts));
-            (is_http2?, None)
-        }
-        (None, expected) => {
-            recorder.emit(DialEvent::TlsEarly);
-            let expects_http2 = expected == Some(http::Version::HTTP_2);
-            let early = Early::new(expects_http2);
-            (expects_http2, Some(OpenHandshake::new(early, until)))
-        }
+    Ok((Box::new(stream), facts))
+}
+
+/// The stream, and whether HTTP/2 is spoken over it.
+fn secured(
+    plan: &Plan,
+    tls: Box<Tls>,
+    facts: Option<TlsFacts>,
+    learned: Learned,
+    recorder: &DialRecorder,
+    until: Instant,
+) -> Result<(Stream, bool), Error> {
+    let Some(facts) = facts else {
+        recorder.emit(DialEvent::TlsEarly);
+        let is_http2 = learned.early == Some(http::Version::HTTP_2);
+        let early = Some(OpenHandshake::new(Early::new(is_http2), until));
+        return Ok((Stream::Tls { tls, early }, is_http2));
     };
-    let tls = Box::new(stream);
-    Ok((Stream::Tls { tls, early }, is_http2))
+    let is_http2 = speaks_http2(plan, facts.alpn.as_deref());
+    recorder.emit(DialEvent::TlsEnd(facts));
+    Ok((Stream::Tls { tls, early: None }, is_http2?))
 }
 
 /// From an established transport to a proxy to a byte stream that leads to the origin.
@@ -177,9 +193,10 @@ async fn pass(
             tunnel(hop, plan, &mut wire).await?;
             return Ok(wire);
         };
-        let handshake = tls::handshake(tls, wire).await;
+        let handshake = tls::handshake(tls, &RaceTickets::default(), wire).await;
         let (mut outer, _) = handshake.map_err(|e| {
-            Error::new(ErrorKind::Proxy, "TLS with the proxy").with_source(e.without_phase())
+            let cause = Error::from(e).without_phase();
+            Error::new(ErrorKind::Proxy, "TLS with the proxy").with_source(cause)
         })?;
         if !hop.forwards {
             tunnel(hop, plan, &mut outer).await?;
@@ -220,10 +237,37 @@ fn forward(plan: &Plan) -> Option<Forward> {
     }
 }
 
-/// dns and tcp: from a name to a transport.
-async fn reach(plan: &Plan, deps: &Deps, recorder: &Arc<DialRecorder>) -> Result<Transport, Error> {
+/// The end of a race.
+struct Reached {
+    remote_addr: Option<PeerAddr>,
+    end: ReachedEnd,
+}
+
+enum ReachedEnd {
+    /// A transport to the first hop.
+    Transport(Transport),
+    /// The race went on through TLS.
+    Secured(Box<Tls>, Option<TlsFacts>),
+}
+
+impl From<Transport> for Reached {
+    fn from(transport: Transport) -> Self {
+        Self {
+            remote_addr: transport.peer_addr(),
+            end: ReachedEnd::Transport(transport),
+        }
+    }
+}
+
+/// dns and tcp, and tls if the race goes through it: from a name to a transport.
+async fn reach(
+    plan: &Plan,
+    deps: &Deps,
+    recorder: &Arc<DialRecorder>,
+    learned: Learned,
+) -> Result<Reached, Error> {
     if let FirstHop::Unix(path) = &plan.first_hop {
-        return reach_unix(path, recorder).await;
+        return reach_unix(path, recorder).await.map(Reached::from);
     }
     let (host, port) = plan.target();
     let host_text: Arc<str> = host.to_string().into();
@@ -231,24 +275,52 @@ async fn reach(plan: &Plan, deps: &Deps, recorder: &Arc<DialRecorder>) -> Result
     if lookup.source().is_lookup() {
         recorder.emit(DialEvent::LookupStart);
     }
-    let attempt = |addr: SocketAddr| {
+    let through = match (&plan.first_hop, &plan.security) {
+        (FirstHop::Origin, Security::Tls(tls)) if deps.race.through_tls => Some(tls),
+        _ => None,
+    };
+    let tickets = RaceTickets::default();
+    let attempt = |addr: SocketAddr, progress: Progress| {
         let target = DialTarget::new(addr, host_text.clone());
-        let dialer = deps.dialer.clone();
+        let (dialer, tickets) = (deps.dialer.clone(), tickets.clone());
         async move {
-            match dialer {
+            let transport = match dialer {
                 Some(dialer) => dialer.dial(target).await,
                 None => tcp::connect(addr, &plan.tcp).await.map(Transport::Tcp),
-            }
+            };
+            let transport = transport.map_err(AttemptError::Transport)?;
+            let Some(tls) = through else {
+                return Ok(Reached::from(transport));
+            };
+            let remote_addr = transport.peer_addr();
+            progress.established();
+            let secured = secure(tls, &tickets, Wire::new(transport), learned).await;
+            let (stream, facts) = secured.map_err(|e| match e {
+                HandshakeError::Lost(error) => AttemptError::HandshakeLost(error),
+                HandshakeError::Refused(error) => AttemptError::Final(error),
+            })?;
+            Ok(Reached {
+                remote_addr,
+                end: ReachedEnd::Secured(stream, facts),
+            })
         }
     };
     let allow = |ip: IpAddr| match &deps.address_filter {
         Some(filter) => filter(&host_text, ip),
         None => true,
     };
-    let won = race(lookup, port, deps.race, recorder, allow, attempt).await;
-    let transport = won.map_err(|e| unreachable(plan, e))?;
-    recorder.emit(DialEvent::TcpEstablished);
-    Ok(transport)
+    let options = deps.race.clone();
+    let won = race(
+        lookup,
+        port,
+        options,
+        &plan.memory,
+        recorder,
+        allow,
+        attempt,
+    )
+    .await;
+    won.map_err(|e| unreachable(plan, e))
 }
 
 #[cfg(unix)]
@@ -260,7 +332,7 @@ async fn reach_unix(path: &Path, recorder: &Arc<DialRecorder>) -> Result<Transpo
             .at(Phase::Tcp)
             .with_source(e)
     })?;
-    recorder.emit(DialEvent::TcpEstablished);
+    recorder.emit(DialEvent::UnixConnectEnd);
     Ok(Transport::Unix(stream))
 }
 
@@ -297,6 +369,7 @@ fn unreachable(plan: &Plan, error: RaceError) -> Error {
             .at(Phase::Tcp)
             .with_source(error)
         }
+        RaceError::Handshake(error) => error,
     }
 }
 

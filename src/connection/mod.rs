@@ -4,13 +4,14 @@
 //! plan -- race (dns -> tcp, happy eyeballs) -- [proxy] -- tls -- h2 preface, or h1, by ALPN --> Opened
 //! ```
 //!
-//! `plan` says what to connect to and how (pure), `race` tries the addresses, `connect` walks the
-//! phases and stamps them, `stream` is what comes out below HTTP, `early` a handshake that has not
+//! `plan` says what to connect to and how (pure), `race` tries the addresses, by what `memory` knows
+//! of them, `connect` walks the phases and stamps them, `stream` is what comes out below HTTP, `early` a handshake that has not
 //! ended when it does, `info` what is known about it.
 
 mod connect;
 mod early;
 mod info;
+mod memory;
 mod plan;
 mod race;
 mod stream;
@@ -20,5 +21,5 @@ pub(crate) use early::Early;
 pub use info::{ConnectionId, ConnectionInfo};
 pub(crate) use plan::{ConnectOptions, Plan, check_plain};
 pub use plan::{IpVersion, Protocols};
-pub(crate) use race::RaceOptions;
+pub use race::RaceOptions;
 pub(crate) use stream::Stream;

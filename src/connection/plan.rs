@@ -1,7 +1,7 @@
 //! What to connect to and how. Pure.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use crate::dns::Families;
 use crate::error::Error;
@@ -9,6 +9,8 @@ use crate::origin::{Host, Origin};
 use crate::proxy::{Proxy, ProxyRules, ProxyScheme};
 use crate::tcp::TcpOptions;
 use crate::tls::{Alpn, Identities, OriginTls, TlsOptions};
+
+use super::memory::Memory;
 
 /// Which HTTP versions to speak. A request's own `version` is ignored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -90,6 +92,8 @@ pub(crate) struct Plan {
     pub(crate) tcp: TcpOptions,
     pub(crate) security: Security,
     pub(crate) protocols: Protocols,
+    /// What dials to the origin taught so far.
+    pub(crate) memory: Arc<Mutex<Memory>>,
 }
 
 impl Plan {
@@ -150,6 +154,7 @@ impl Plan {
             tcp: tcp.clone(),
             security,
             protocols: *protocols,
+            memory: Arc::default(),
         })
     }
 
@@ -164,9 +169,17 @@ impl Plan {
         }
     }
 
+    /// Sessions that a dial could resume now.
+    pub(crate) fn tickets(&self) -> usize {
+        match &self.security {
+            Security::Tls(tls) => tls.tickets.as_ref().map_or(0, |tickets| tickets.len()),
+            Security::Plain => 0,
+        }
+    }
+
     /// Requests may travel as early data, if there is a ticket that allows it.
     pub(crate) fn allows_early_data(&self) -> bool {
-        matches!(&self.security, Security::Tls(tls) if tls.early.is_some())
+        matches!(&self.security, Security::Tls(tls) if tls.early_data)
     }
 
     /// The protocol, where it is known before the connection is.

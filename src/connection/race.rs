@@ -1,28 +1,45 @@
 //! RFC 8305: which address to try, and when the next. [`HappyEyeballs`] decides (pure), [`race`]
 //! acts, generic over what an attempt does.
+//!
+//! An attempt may do more than connect: then it says when TCP is established, which puts the next
+//! attempt off, and the race goes on until one attempt is through with all of it.
 
 use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use crate::clock::now;
 use crate::dns::{Family, Lookup, ResolveError, ResolveErrorKind};
+use crate::error::Error;
 use crate::event::{DialEvent, DialRecorder};
+use crate::sync::lock;
 use crate::timing::{AttemptOutcome, DnsFacts};
 
-/// Timing of the race.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct RaceOptions {
-    /// How long an IPv4 answer waits for the IPv6 one. 25 ms: curl cut RFC 8305's 50 on
+use super::memory::{Known, Memory};
+
+/// How the addresses of an origin are raced (RFC 8305).
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub struct RaceOptions {
+    /// How long an IPv4 answer waits for the IPv6 one. Default 25 ms: curl cut RFC 8305's 50 on
     /// telemetry.
-    pub(crate) resolution_delay: Duration,
-    /// Between the starts of two attempts (RFC 8305 §5).
-    pub(crate) attempt_delay: Duration,
-    pub(crate) max_in_flight: usize,
+    pub resolution_delay: Duration,
+    /// Between the starts of two attempts, as long as the origin's round trip is not known: then it
+    /// is 2.5 of them, between 100 ms and 1 s. Default 250 ms (RFC 8305 §5).
+    pub attempt_delay: Duration,
+    /// Attempts at the same time. Default 4.
+    pub max_in_flight: usize,
+    /// Whether an address has won only when TLS is through too, so that one that accepts and then
+    /// stalls holds nobody up. An established TCP connection puts the next attempt off by 250 ms or
+    /// 4 of its round trips, whichever is longer, so that a healthy far server is dialled once.
+    /// Default on. Behind a proxy the race ends with TCP.
+    pub through_tls: bool,
 }
 
 impl Default for RaceOptions {
@@ -31,7 +48,45 @@ impl Default for RaceOptions {
             resolution_delay: Duration::from_millis(25),
             attempt_delay: Duration::from_millis(250),
             max_in_flight: 4,
+            through_tls: true,
         }
+    }
+}
+
+impl RaceOptions {
+    /// Sets `resolution_delay`.
+    pub fn resolution_delay(mut self, delay: Duration) -> Self {
+        self.resolution_delay = delay;
+        self
+    }
+
+    /// Sets `attempt_delay`.
+    pub fn attempt_delay(mut self, delay: Duration) -> Self {
+        self.attempt_delay = delay;
+        self
+    }
+
+    /// Sets `max_in_flight`.
+    pub fn max_in_flight(mut self, n: usize) -> Self {
+        self.max_in_flight = n;
+        self
+    }
+
+    /// Sets `through_tls`.
+    pub fn through_tls(mut self, on: bool) -> Self {
+        self.through_tls = on;
+        self
+    }
+
+    /// # Errors
+    /// Invalid: no attempt allowed.
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        if self.max_in_flight == 0 {
+            return Err(Error::invalid(
+                "race max_in_flight is 0: no address could be tried",
+            ));
+        }
+        Ok(())
     }
 }
 
@@ -57,19 +112,24 @@ struct Candidates {
 #[derive(Debug)]
 struct HappyEyeballs {
     options: RaceOptions,
+    known: Known,
     v4: Candidates,
     v6: Candidates,
+    /// Addresses that failed lately, of both families: only when there is nothing else.
+    doubtful: VecDeque<IpAddr>,
     last: Option<Family>,
     in_flight: usize,
     next_at: Option<Instant>,
 }
 
 impl HappyEyeballs {
-    fn new(options: RaceOptions) -> Self {
+    fn new(options: RaceOptions, known: Known) -> Self {
         Self {
             options,
+            known,
             v4: Candidates::default(),
             v6: Candidates::default(),
+            doubtful: VecDeque::new(),
             last: None,
             in_flight: 0,
             next_at: None,
@@ -81,8 +141,16 @@ impl HappyEyeballs {
             Family::V4 => &mut self.v4,
             Family::V6 => &mut self.v6,
         };
-        candidates.left.extend(addrs);
         candidates.arrived = Some(now);
+        for ip in addrs {
+            if self.known.failed.contains(ip) {
+                self.doubtful.push_back(*ip);
+            } else if self.known.winner == Some(*ip) {
+                candidates.left.push_front(*ip);
+            } else {
+                candidates.left.push_back(*ip);
+            }
+        }
     }
 
     fn failed(&mut self, now: Instant) {
@@ -91,9 +159,26 @@ impl HappyEyeballs {
         self.next_at = Some(now);
     }
 
+    /// TCP is established and took `rtt`; what is left of the attempt needs some round trips more.
+    fn established(&mut self, rtt: Duration, now: Instant) {
+        const LEAST: Duration = Duration::from_millis(250);
+        let patience = now + LEAST.max(rtt * 4);
+        self.next_at = Some(self.next_at.map_or(patience, |at| at.max(patience)));
+    }
+
+    fn attempt_delay(&self) -> Duration {
+        const LEAST: Duration = Duration::from_millis(100);
+        const MOST: Duration = Duration::from_secs(1);
+        match self.known.rtt {
+            Some(rtt) => (rtt * 5 / 2).clamp(LEAST, MOST),
+            None => self.options.attempt_delay,
+        }
+    }
+
     fn step(&mut self, now: Instant) -> Step {
         let all_arrived = self.v4.arrived.is_some() && self.v6.arrived.is_some();
-        if self.v4.left.is_empty() && self.v6.left.is_empty() {
+        let is_empty = self.v4.left.is_empty() && self.v6.left.is_empty();
+        if is_empty && (self.doubtful.is_empty() || !all_arrived) {
             return if all_arrived && self.in_flight == 0 {
                 Step::Exhausted
             } else {
@@ -103,9 +188,13 @@ impl HappyEyeballs {
         if self.in_flight >= self.options.max_in_flight {
             return Step::Wait(None);
         }
+        let won_before = |candidates: &Candidates| {
+            candidates.left.front().copied() == self.known.winner && self.known.winner.is_some()
+        };
         let wait_until = match (self.last, self.v4.arrived) {
-            // RFC 8305 §3: IPv4 alone waits a moment for IPv6 before the first attempt.
-            (None, Some(at)) if self.v6.arrived.is_none() => {
+            // RFC 8305 §3: IPv4 alone waits a moment for IPv6 before the first attempt, unless it is
+            // known to be the one.
+            (None, Some(at)) if self.v6.arrived.is_none() && !won_before(&self.v4) => {
                 Some(at + self.options.resolution_delay)
             }
             (None, _) => None,
@@ -116,19 +205,58 @@ impl HappyEyeballs {
         {
             return Step::Wait(Some(at));
         }
-        let prefer_v6 = self.last != Some(Family::V6);
+        let prefer_v6 = match self.last {
+            None => !won_before(&self.v4),
+            Some(last) => last != Family::V6,
+        };
         let (first, second) = if prefer_v6 {
             (&mut self.v6, &mut self.v4)
         } else {
             (&mut self.v4, &mut self.v6)
         };
-        let Some(ip) = first.left.pop_front().or_else(|| second.left.pop_front()) else {
+        let next = first.left.pop_front().or_else(|| second.left.pop_front());
+        let Some(ip) = next.or_else(|| self.doubtful.pop_front()) else {
             return Step::Wait(None);
         };
         self.last = Some(Family::of(&ip));
         self.in_flight += 1;
-        self.next_at = Some(now + self.options.attempt_delay);
+        self.next_at = Some(now + self.attempt_delay());
         Step::Start(ip)
+    }
+}
+
+/// How an attempt says that TCP is established, while it goes on.
+#[derive(Clone, Debug)]
+pub(crate) struct Progress {
+    addr: SocketAddr,
+    recorder: Arc<DialRecorder>,
+    established: Arc<AtomicBool>,
+}
+
+impl Progress {
+    pub(crate) fn established(&self) {
+        self.recorder.emit(DialEvent::Established(self.addr));
+        self.established.store(true, Ordering::Release);
+    }
+}
+
+/// Why an attempt failed.
+#[derive(Debug)]
+pub(crate) enum AttemptError {
+    /// The transport: another address may do better.
+    Transport(io::Error),
+    /// The handshake broke off: another address may do better.
+    HandshakeLost(Error),
+    /// The peer was understood, and no address will help.
+    Final(Error),
+}
+
+impl AttemptError {
+    fn outcome(&self) -> AttemptOutcome {
+        match self {
+            Self::Transport(error) => AttemptOutcome::Failed(error.kind()),
+            Self::HandshakeLost(_) | Self::Final(_) => AttemptOutcome::HandshakeFailed,
+        }
     }
 }
 
@@ -143,6 +271,24 @@ pub(crate) enum RaceError {
         tried: usize,
         error: io::Error,
     },
+    /// A handshake failed.
+    Handshake(Error),
+}
+
+/// One attempt under way.
+struct Running<F> {
+    addr: SocketAddr,
+    began: Instant,
+    established: Arc<AtomicBool>,
+    /// What the race has heard of it.
+    told: bool,
+    future: Pin<Box<F>>,
+}
+
+/// Something that an attempt did.
+enum Happened<T> {
+    Established(usize),
+    Ended(usize, Result<T, AttemptError>),
 }
 
 /// Tries the addresses of a look-up as they arrive until one attempt succeeds. The losers are
@@ -151,15 +297,17 @@ pub(crate) async fn race<T, F>(
     mut lookup: Lookup,
     port: u16,
     options: RaceOptions,
-    recorder: &DialRecorder,
+    memory: &Mutex<Memory>,
+    recorder: &Arc<DialRecorder>,
     allow: impl Fn(IpAddr) -> bool,
-    attempt: impl Fn(SocketAddr) -> F,
+    attempt: impl Fn(SocketAddr, Progress) -> F,
 ) -> Result<T, RaceError>
 where
-    F: Future<Output = io::Result<T>>,
+    F: Future<Output = Result<T, AttemptError>>,
 {
-    let mut eyeballs = HappyEyeballs::new(options);
-    let mut attempts: Vec<(SocketAddr, Pin<Box<F>>)> = Vec::new();
+    let known = lock(memory).known(now());
+    let mut eyeballs = HappyEyeballs::new(options, known);
+    let mut running: Vec<Running<F>> = Vec::new();
     let mut answers = Answers::new(allow);
     let mut first_error = None;
     let mut tried = 0;
@@ -173,13 +321,29 @@ where
             Step::Start(ip) => {
                 let addr = SocketAddr::new(ip, port);
                 recorder.emit(DialEvent::ConnectStart(addr));
-                attempts.push((addr, Box::pin(attempt(addr))));
+                let progress = Progress {
+                    addr,
+                    recorder: recorder.clone(),
+                    established: Arc::default(),
+                };
+                running.push(Running {
+                    addr,
+                    began: now(),
+                    established: progress.established.clone(),
+                    told: false,
+                    future: Box::pin(attempt(addr, progress)),
+                });
                 tried += 1;
                 continue;
             }
             Step::Exhausted => {
                 break Err(match first_error {
-                    Some((addr, error)) => RaceError::Unreachable { addr, tried, error },
+                    Some((addr, AttemptError::Transport(error))) => {
+                        RaceError::Unreachable { addr, tried, error }
+                    }
+                    Some((_, AttemptError::HandshakeLost(error) | AttemptError::Final(error))) => {
+                        RaceError::Handshake(error)
+                    }
                     None => RaceError::Unresolved(answers.error()),
                 });
             }
@@ -187,29 +351,39 @@ where
         };
         tokio::select! {
             biased;
-            (index, result) = any(&mut attempts) => {
-                let (addr, _) = attempts.swap_remove(index);
-                match result {
-                    Ok(won) => {
-                        recorder.emit(DialEvent::ConnectEnd(addr, AttemptOutcome::Won));
-                        break Ok(won);
-                    }
-                    Err(error) => {
-                        let outcome = AttemptOutcome::Failed(error.kind());
-                        recorder.emit(DialEvent::ConnectEnd(addr, outcome));
-                        first_error.get_or_insert((addr, error));
-                        eyeballs.failed(now());
+            happened = any(&mut running) => match happened {
+                Happened::Established(index) => {
+                    let at = now();
+                    eyeballs.established(at.saturating_duration_since(running[index].began), at);
+                }
+                Happened::Ended(index, result) => {
+                    let ended = running.swap_remove(index);
+                    match result {
+                        Ok(won) => {
+                            recorder.emit(DialEvent::ConnectEnd(ended.addr, AttemptOutcome::Won));
+                            remember(memory, &ended, &running, recorder);
+                            break Ok(won);
+                        }
+                        Err(error) => {
+                            recorder.emit(DialEvent::ConnectEnd(ended.addr, error.outcome()));
+                            lock(memory).failed(ended.addr.ip(), now());
+                            if let AttemptError::Final(error) = error {
+                                break Err(RaceError::Handshake(error));
+                            }
+                            first_error.get_or_insert((ended.addr, error));
+                            eyeballs.failed(now());
+                        }
                     }
                 }
-            }
+            },
             (family, outcome) = lookup.next(answers.v4, answers.v6) => {
                 eyeballs.arrived(family, answers.take(family, outcome), now());
             }
             () = sleep_until(wait) => {}
         }
     };
-    for (addr, _) in &attempts {
-        recorder.emit(DialEvent::ConnectEnd(*addr, AttemptOutcome::Lost));
+    for lost in &running {
+        recorder.emit(DialEvent::ConnectEnd(lost.addr, AttemptOutcome::Lost));
     }
     recorder.emit(DialEvent::LookupEnd(DnsFacts {
         source: lookup.source(),
@@ -218,6 +392,24 @@ where
         answers: answers.addrs,
     }));
     result
+}
+
+/// Learns from the end of a race: an address that began before the winner and was overtaken is as
+/// good as failed.
+fn remember<F>(
+    memory: &Mutex<Memory>,
+    winner: &Running<F>,
+    losers: &[Running<F>],
+    recorder: &DialRecorder,
+) {
+    let at = now();
+    let mut memory = lock(memory);
+    if let Some(rtt) = recorder.tcp_rtt() {
+        memory.won(winner.addr.ip(), rtt, at);
+    }
+    for overtaken in losers.iter().filter(|loser| loser.began < winner.began) {
+        memory.failed(overtaken.addr.ip(), at);
+    }
 }
 
 /// What the look-up gave so far.
@@ -283,12 +475,19 @@ impl<A: Fn(IpAddr) -> bool> Answers<A> {
     }
 }
 
-/// The first attempt that is over; never if there is none.
-async fn any<T, F: Future<Output = T>>(attempts: &mut [(SocketAddr, Pin<Box<F>>)]) -> (usize, T) {
+/// The next thing that an attempt does; never if there is none.
+async fn any<T, F>(running: &mut [Running<F>]) -> Happened<T>
+where
+    F: Future<Output = Result<T, AttemptError>>,
+{
     poll_fn(|cx| {
-        for (index, (_, attempt)) in attempts.iter_mut().enumerate() {
-            if let Poll::Ready(result) = attempt.as_mut().poll(cx) {
-                return Poll::Ready((index, result));
+        for (index, attempt) in running.iter_mut().enumerate() {
+            if let Poll::Ready(result) = attempt.future.as_mut().poll(cx) {
+                return Poll::Ready(Happened::Ended(index, result));
+            }
+            if !attempt.told && attempt.established.load(Ordering::Acquire) {
+                attempt.told = true;
+                return Poll::Ready(Happened::Established(index));
             }
         }
         Poll::Pending
@@ -305,8 +504,115 @@ async fn sleep_until(at: Option<Instant>) {
 
 #[cfg(test)]
 mod tests {
-    // layering: uses this module alone.
+    // layering: uses this module and what is below it.
     use super::*;
+    use crate::dns::{Dns, DnsOptions, Families, SystemResolver};
+    use crate::origin::Origin;
+    use std::collections::HashMap;
+
+    /// What attempts to an address do, in milliseconds.
+    #[derive(Clone, Copy)]
+    struct Peer {
+        /// The TCP handshake.
+        rtt: u64,
+        /// What comes after it; `None`: nothing, ever.
+        tls: Option<u64>,
+    }
+
+    const STALLS: Peer = Peer { rtt: 1, tls: None };
+
+    fn far(rtt: u64, round_trips: u64) -> Peer {
+        Peer {
+            rtt,
+            tls: Some(rtt * round_trips),
+        }
+    }
+
+    /// Races over these peers; how long it took, and the attempts with their ends.
+    async fn run(
+        peers: &[(&str, Peer)],
+        memory: &Mutex<Memory>,
+    ) -> (u64, Vec<(IpAddr, u64, Option<AttemptOutcome>)>) {
+        let addrs = peers.iter().map(|(addr, _)| ip(addr)).collect();
+        let overrides = HashMap::from([("a.test".to_owned(), addrs)]);
+        let dns = Dns::new(
+            Arc::new(SystemResolver::new()),
+            DnsOptions::default(),
+            overrides,
+        );
+        let origin = Origin::parse("https://a.test").unwrap();
+        let families = Families { v4: true, v6: true };
+        let lookup = dns.lookup(origin.canonical_host(), families);
+        let recorder = DialRecorder::new();
+        let began = now();
+        let attempt = |addr: SocketAddr, progress: Progress| {
+            let (_, peer) = peers.iter().find(|(a, _)| ip(a) == addr.ip()).unwrap();
+            let peer = *peer;
+            async move {
+                tokio::time::sleep(Duration::from_millis(peer.rtt)).await;
+                progress.established();
+                match peer.tls {
+                    Some(tls) => tokio::time::sleep(Duration::from_millis(tls)).await,
+                    None => std::future::pending().await,
+                }
+                Ok(())
+            }
+        };
+        let options = RaceOptions::default();
+        race(lookup, 443, options, memory, &recorder, |_| true, attempt)
+            .await
+            .unwrap();
+        let ms = |at: Instant| (at - began).as_millis() as u64;
+        let attempts = recorder.trace().attempts;
+        let attempts = attempts
+            .into_iter()
+            .map(|a| (a.addr.ip(), ms(a.start), a.outcome))
+            .collect();
+        (ms(now()), attempts)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn healthy_far_server_is_dialled_once_however_many_round_trips_tls_takes() {
+        for rtt in [1, 60, 150, 240, 400] {
+            // TLS 1.3, TLS 1.2 or HelloRetryRequest, and one lost flight's worth more.
+            for round_trips in [1, 2, 3] {
+                let peers = [
+                    ("::1", far(rtt, round_trips)),
+                    ("10.0.0.1", far(rtt, round_trips)),
+                ];
+                let memory = Mutex::default();
+                let (took, attempts) = run(&peers, &memory).await;
+                // TCP itself may take longer than the attempt delay: that is RFC 8305's price.
+                let expected = if rtt < 250 { 1 } else { 2 };
+                assert_eq!(attempts.len(), expected, "{rtt} ms, {round_trips}");
+                assert_eq!(took, rtt * (1 + round_trips));
+                // The second dial knows the way, and how far it is.
+                let (_, attempts) = run(&peers, &memory).await;
+                assert_eq!(attempts.len(), 1, "{rtt} ms, {round_trips}, known");
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn address_that_stalls_after_accepting_costs_a_quarter_of_a_second_once() {
+        let peers = [
+            ("::1", STALLS),
+            ("10.0.0.1", STALLS),
+            ("::2", far(30, 2)),
+            ("10.0.0.2", far(30, 2)),
+        ];
+        let memory = Mutex::default();
+        let (took, attempts) = run(&peers, &memory).await;
+        let starts: Vec<_> = attempts.iter().map(|(ip, at, _)| (*ip, *at)).collect();
+        assert_eq!(
+            starts,
+            [(ip("::1"), 0), (ip("10.0.0.1"), 251), (ip("::2"), 502)]
+        );
+        assert_eq!(took, 502 + 90);
+        let (took, attempts) = run(&peers, &memory).await;
+        assert_eq!((took, attempts.len()), (90, 1));
+        assert_eq!(attempts[0].2, Some(AttemptOutcome::Won));
+    }
 
     struct Sim {
         eyeballs: HappyEyeballs,
@@ -320,7 +626,7 @@ mod tests {
     impl Sim {
         fn new() -> Self {
             Self {
-                eyeballs: HappyEyeballs::new(RaceOptions::default()),
+                eyeballs: HappyEyeballs::new(RaceOptions::default(), Known::default()),
                 t0: Instant::now(),
             }
         }
@@ -382,6 +688,60 @@ mod tests {
             sim.eyeballs.failed(at);
         }
         assert_eq!(sim.step(520), Step::Exhausted);
+    }
+
+    fn known(winner: Option<&str>, failed: &[&str], rtt_ms: Option<u64>) -> Known {
+        Known {
+            winner: winner.map(ip),
+            failed: failed.iter().map(|a| ip(a)).collect(),
+            rtt: rtt_ms.map(Duration::from_millis),
+        }
+    }
+
+    #[test]
+    fn last_winner_goes_first_without_waiting_for_the_other_family() {
+        let mut sim = Sim::new();
+        sim.eyeballs.known = known(Some("10.0.0.2"), &[], Some(20));
+        sim.answer(3, Family::V4, &["10.0.0.1", "10.0.0.2"]);
+        assert_eq!(sim.step(3), Step::Start(ip("10.0.0.2")));
+        sim.answer(4, Family::V6, &["::1"]);
+        assert_eq!(
+            sim.step(4),
+            sim.wait(103),
+            "2.5 round trips, at least 100 ms"
+        );
+        assert_eq!(sim.step(103), Step::Start(ip("::1")));
+        // A winner that the name does not lead to any more changes nothing.
+        let mut sim = Sim::new();
+        sim.eyeballs.known = known(Some("10.0.0.9"), &[], None);
+        sim.answer(3, Family::V4, &["10.0.0.1"]);
+        assert_eq!(sim.step(3), sim.wait(28));
+    }
+
+    #[test]
+    fn addresses_that_failed_lately_come_last_and_only_once_all_answers_are_there() {
+        let mut sim = Sim::new();
+        sim.eyeballs.known = known(None, &["::1", "10.0.0.1"], None);
+        sim.answer(0, Family::V6, &["::1"]);
+        assert_eq!(sim.step(0), Step::Wait(None));
+        sim.answer(1, Family::V4, &["10.0.0.1", "10.0.0.2"]);
+        assert_eq!(sim.step(1), Step::Start(ip("10.0.0.2")));
+        assert_eq!(sim.step(251), Step::Start(ip("::1")));
+        assert_eq!(sim.step(501), Step::Start(ip("10.0.0.1")));
+    }
+
+    #[test]
+    fn established_connection_puts_the_next_attempt_off_by_four_round_trips() {
+        for (rtt, patience) in [(10, 250), (100, 400), (300, 1200)] {
+            let mut sim = Sim::new();
+            sim.answer(0, Family::V6, &["::1"]);
+            sim.answer(0, Family::V4, &["10.0.0.1"]);
+            assert_eq!(sim.step(0), Step::Start(ip("::1")));
+            let at = sim.at(rtt);
+            sim.eyeballs.established(Duration::from_millis(rtt), at);
+            assert_eq!(sim.step(rtt), sim.wait(rtt + patience));
+            assert_eq!(sim.step(rtt + patience), Step::Start(ip("10.0.0.1")));
+        }
     }
 
     #[test]

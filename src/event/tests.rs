@@ -59,6 +59,8 @@ struct Life {
     skip_tls: bool,
     proxy: bool,
     early_rejected: bool,
+    /// The race goes on through TLS.
+    raced: bool,
     reads: u8,
     first_byte_before_upload_end: bool,
     informational: bool,
@@ -70,7 +72,7 @@ fn life() -> impl Strategy<Value = Life> {
     (
         prop::collection::vec(0u16..500, 8..32),
         1u8..4,
-        any::<[bool; 7]>(),
+        any::<[bool; 8]>(),
         0u8..6,
         0u8..5,
         any::<bool>(),
@@ -87,6 +89,7 @@ fn life() -> impl Strategy<Value = Life> {
                 first_byte_before_upload_end: flags[4],
                 proxy: flags[5],
                 early_rejected: flags[6],
+                raced: flags[7],
                 joins_after,
                 reads,
                 informational,
@@ -96,12 +99,13 @@ fn life() -> impl Strategy<Value = Life> {
 }
 
 /// The phase that runs once this was said.
-fn phase_after(event: &DialEvent) -> Option<Phase> {
+fn phase_after(event: &DialEvent, raced: bool) -> Option<Phase> {
     match event {
         DialEvent::LookupStart => Some(Phase::Dns),
-        DialEvent::ConnectStart(_) | DialEvent::ConnectEnd(..) => Some(Phase::Tcp),
+        DialEvent::ConnectStart(_) => Some(Phase::Tcp),
         DialEvent::ProxyStart => Some(Phase::Proxy),
-        DialEvent::TlsStart => Some(Phase::Tls),
+        DialEvent::TlsStart | DialEvent::Established(_) => Some(Phase::Tls),
+        DialEvent::ConnectEnd(..) if raced => Some(Phase::Tls),
         DialEvent::ProtocolStart => Some(Phase::Protocol),
         _ => None,
     }
@@ -151,17 +155,18 @@ async fn live(life: &Life) -> RequestTiming {
                 alpn: None,
                 early_data: crate::timing::EarlyData::NotOffered,
             };
-            let mut events = vec![
-                DialEvent::LookupStart,
-                DialEvent::ConnectStart(addr),
-                DialEvent::ConnectEnd(addr, AttemptOutcome::Won),
-                DialEvent::TcpEstablished,
-            ];
-            if life.proxy {
-                events.extend([DialEvent::ProxyStart, DialEvent::ProxyEnd]);
-            }
-            if !life.skip_tls {
-                events.extend([DialEvent::TlsStart, DialEvent::TlsEnd(facts)]);
+            let mut events = vec![DialEvent::LookupStart, DialEvent::ConnectStart(addr)];
+            let won = DialEvent::ConnectEnd(addr, AttemptOutcome::Won);
+            if life.raced {
+                events.extend([DialEvent::Established(addr), won, DialEvent::TlsEnd(facts)]);
+            } else {
+                events.push(won);
+                if life.proxy {
+                    events.extend([DialEvent::ProxyStart, DialEvent::ProxyEnd]);
+                }
+                if !life.skip_tls {
+                    events.extend([DialEvent::TlsStart, DialEvent::TlsEnd(facts)]);
+                }
             }
             events.extend([DialEvent::ProtocolStart, DialEvent::Ready]);
             let mut enter = None;
@@ -170,7 +175,7 @@ async fn live(life: &Life) -> RequestTiming {
                     enter = Some(now());
                     recorder.waiting(WaitCause::Dial, now(), Some(dial.clone()));
                 }
-                let open = phase_after(&event);
+                let open = phase_after(&event, life.raced);
                 dial.emit(event);
                 let before = now();
                 step!();
@@ -297,7 +302,6 @@ fn delay_in_one_phase_shows_in_that_phase_and_nowhere_else() {
         dial.emit(DialEvent::ConnectStart(addr));
         spend(Phase::Tcp).await;
         dial.emit(DialEvent::ConnectEnd(addr, AttemptOutcome::Won));
-        dial.emit(DialEvent::TcpEstablished);
         dial.emit(DialEvent::ProxyStart);
         spend(Phase::Proxy).await;
         dial.emit(DialEvent::ProxyEnd);

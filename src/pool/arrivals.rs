@@ -32,9 +32,9 @@ const SPARE_PAUSE: Duration = Duration::from_secs(1);
 impl Host {
     fn opened(self: &Arc<Self>, id: u64, opened: Opened, permit: Permit, report: Option<Report>) {
         let Opened { info, link } = opened;
-        self.shared
-            .counters
-            .opened(info.tls_resumed() == Some(true));
+        let is_tls = info.trace().tls.is_some();
+        let is_resumed = info.tls_resumed() == Some(true);
+        self.shared.counters.opened(is_tls, is_resumed);
         let retire_at = self.shared.retire_at(info.ready_at());
         match link {
             Link::Http1(http1) => self.opened_http1(id, http1, info.clone(), permit, retire_at),

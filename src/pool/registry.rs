@@ -110,18 +110,15 @@ impl Pool {
         let shared = &self.registry.shared;
         let idle = shared.idle.load(Ordering::SeqCst);
         let upgraded = shared.upgraded.load(Ordering::SeqCst);
-        let live = self
-            .registry
-            .all()
-            .iter()
-            .map(|h| h.connections().len())
-            .sum::<usize>();
+        let hosts = self.registry.all();
+        let live: usize = hosts.iter().map(|host| host.connections().len()).sum();
         ConnectionPoolStats {
             open: shared.capacity.open(),
             idle,
             active: live.saturating_sub(idle + upgraded),
             upgraded,
             waiting: shared.waiting.load(Ordering::SeqCst),
+            tls_tickets: hosts.iter().map(|host| host.plan.tickets()).sum(),
             ..shared.counters.snapshot()
         }
     }

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 
 use tokio_rustls::rustls;
 
-use rustls::client::Resumption;
+use rustls::client::{Resumption, TicketRequest};
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, KeyLog, RootCertStore, SupportedProtocolVersion};
@@ -17,7 +17,7 @@ use crate::error::Error;
 use crate::origin::Host;
 use crate::sync::lock;
 
-use super::session::TicketStore;
+use super::session::{AttemptTickets, RaceTickets, TicketStore};
 
 #[cfg(not(any(feature = "aws-lc-rs", feature = "ring")))]
 compile_error!("firstbyte needs a TLS provider: enable the feature `aws-lc-rs` or `ring`");
@@ -268,32 +268,50 @@ impl Identities {
         };
         let mut config = ClientConfig::clone(&*self.prepare(options)?);
         config.alpn_protocols = alpn.protocols();
-        let tickets = Arc::new(TicketStore::default());
-        config.resumption = if options.resumption {
-            Resumption::store(tickets.clone())
-        } else {
-            Resumption::disabled()
-        };
-        let early = options.early_data.then(|| {
-            let mut early = config.clone();
-            early.enable_early_data = true;
-            Arc::new(early)
-        });
+        let tickets = options.resumption.then(Arc::<TicketStore>::default);
+        // Each attempt gets its own view of the tickets.
+        config.resumption = Resumption::disabled();
+        if tickets.is_some() {
+            config.send_ticket_request = Some(TICKETS_WANTED);
+        }
         Ok(OriginTls {
             config: Arc::new(config),
-            early,
+            tickets,
+            early_data: options.early_data,
             server_name,
         })
     }
 }
 
+/// Tickets asked for (RFC 9149): a full handshake should allow a burst of reconnects, a resumed one
+/// replace what it spent and one more. Servers that do not know the extension send their own number.
+const TICKETS_WANTED: TicketRequest = TicketRequest {
+    new_session_count: 4,
+    resumption_count: 2,
+};
+
 /// Everything a handshake with one origin needs.
 #[derive(Clone, Debug)]
 pub(crate) struct OriginTls {
-    pub(crate) config: Arc<ClientConfig>,
-    /// The same, with early data on.
-    pub(crate) early: Option<Arc<ClientConfig>>,
+    config: Arc<ClientConfig>,
+    /// `None` with resumption off.
+    pub(crate) tickets: Option<Arc<TicketStore>>,
+    /// Requests may travel as early data.
+    pub(crate) early_data: bool,
     pub(crate) server_name: ServerName<'static>,
+}
+
+impl OriginTls {
+    /// The configuration of one attempt to connect.
+    pub(super) fn attempt(&self, race: &RaceTickets, early_data: bool) -> Arc<ClientConfig> {
+        let mut config = ClientConfig::clone(&self.config);
+        config.enable_early_data = early_data && self.early_data;
+        if let Some(store) = &self.tickets {
+            let tickets = AttemptTickets::new(store.clone(), race.clone());
+            config.resumption = Resumption::store(Arc::new(tickets));
+        }
+        Arc::new(config)
+    }
 }
 
 /// Appends secrets to a file, opened at the first one.

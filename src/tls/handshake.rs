@@ -12,17 +12,37 @@ use crate::error::{Error, ErrorKind, escape_peer_text};
 use crate::timing::{EarlyData, Phase, TlsFacts};
 
 use super::config::OriginTls;
+use super::session::RaceTickets;
+
+/// Why a handshake failed.
+#[derive(Debug)]
+pub(crate) enum HandshakeError {
+    /// The connection broke off: another address may do better.
+    Lost(Error),
+    /// The peer was understood and refused, or is not whom it should be.
+    Refused(Error),
+}
+
+impl From<HandshakeError> for Error {
+    fn from(error: HandshakeError) -> Self {
+        match error {
+            HandshakeError::Lost(error) | HandshakeError::Refused(error) => error,
+        }
+    }
+}
 
 /// Performs the handshake over `io`. No byte of a request has been written when it fails.
-pub(crate) async fn handshake<S>(tls: &OriginTls, io: S) -> Result<(TlsStream<S>, TlsFacts), Error>
+pub(crate) async fn handshake<S>(
+    tls: &OriginTls,
+    race: &RaceTickets,
+    io: S,
+) -> Result<(TlsStream<S>, TlsFacts), HandshakeError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let connector = TlsConnector::from(tls.config.clone());
-    let stream = connector
-        .connect(tls.server_name.clone(), io)
-        .await
-        .map_err(explain)?;
+    let connector = TlsConnector::from(tls.attempt(race, false));
+    let connect = connector.connect(tls.server_name.clone(), io);
+    let stream = connect.await.map_err(classify)?;
     let facts = facts(stream.get_ref().1, EarlyData::NotOffered);
     Ok((stream, facts))
 }
@@ -31,23 +51,30 @@ where
 /// without facts, and what is written next travels with the first flight.
 pub(crate) async fn early_handshake<S>(
     tls: &OriginTls,
+    race: &RaceTickets,
     io: S,
-) -> Result<(TlsStream<S>, Option<TlsFacts>), Error>
+) -> Result<(TlsStream<S>, Option<TlsFacts>), HandshakeError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let Some(config) = &tls.early else {
-        let (stream, facts) = handshake(tls, io).await?;
-        return Ok((stream, Some(facts)));
-    };
-    let connector = TlsConnector::from(config.clone()).early_data(true);
-    let stream = connector
-        .connect(tls.server_name.clone(), io)
-        .await
-        .map_err(explain)?;
+    let connector = TlsConnector::from(tls.attempt(race, true)).early_data(true);
+    let connect = connector.connect(tls.server_name.clone(), io);
+    let stream = connect.await.map_err(classify)?;
     let session = stream.get_ref().1;
     let facts = (!session.is_handshaking()).then(|| facts(session, EarlyData::NotOffered));
     Ok((stream, facts))
+}
+
+fn classify(error: io::Error) -> HandshakeError {
+    let is_tls = error
+        .get_ref()
+        .is_some_and(|e| e.downcast_ref::<rustls::Error>().is_some());
+    let error = explain(error);
+    if is_tls {
+        HandshakeError::Refused(error)
+    } else {
+        HandshakeError::Lost(error)
+    }
 }
 
 /// What a handshake that ran under early data agreed on, once it is over.

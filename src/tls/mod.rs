@@ -10,5 +10,6 @@ mod session;
 
 pub(crate) use config::{Alpn, Identities, OriginTls, warm_provider};
 pub use config::{TlsOptions, TlsVersion};
-pub(crate) use handshake::{early_handshake, explain, handshake, late_facts};
+pub(crate) use handshake::{HandshakeError, early_handshake, explain, handshake, late_facts};
+pub(crate) use session::RaceTickets;
 pub use tokio_rustls::rustls::pki_types::CertificateDer;
