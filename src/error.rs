@@ -27,6 +27,9 @@ pub enum ErrorKind {
     Dns,
     /// No address could be connected to.
     Connect,
+    /// The system has no ports, file descriptors or buffers left for one more connection, even after an
+    /// idle one of the pool was closed.
+    Exhausted,
     /// The proxy refused or failed.
     Proxy,
     /// The TLS handshake failed; certificate errors are here.

@@ -12,7 +12,7 @@ use crate::clock::now;
 use crate::sync::lock;
 use crate::timing::{
     Attempt, AttemptOutcome, ConnectionTrace, ConnectionUse, DnsFacts, Phase, RequestTiming, Share,
-    Span, TlsFacts, WaitCause, Waited,
+    Span, TcpFacts, TlsFacts, WaitCause, Waited,
 };
 
 /// Something that happened while a connection was set up.
@@ -21,6 +21,8 @@ pub(crate) enum DialEvent {
     LookupStart,
     LookupEnd(DnsFacts),
     ConnectStart(SocketAddr),
+    /// The winner's socket.
+    TcpFacts(TcpFacts),
     /// A Unix socket is connected to: there is no address to race.
     UnixConnectStart,
     UnixConnectEnd,
@@ -92,6 +94,7 @@ impl DialRecorder {
                 }
                 split_race(trace);
             }
+            DialEvent::TcpFacts(facts) => trace.tcp_facts = Some(facts),
             DialEvent::UnixConnectStart => trace.tcp = open,
             DialEvent::UnixConnectEnd => close(&mut trace.tcp),
             DialEvent::ProxyStart => trace.proxy = open,

@@ -8,6 +8,7 @@
 //!       Transport Tcp | Unix | Custom
 //! ```
 
+use std::any::Any;
 use std::fmt;
 use std::future::Future;
 use std::io;
@@ -232,6 +233,8 @@ enum Cork {
 /// SETTINGS and the first request leave in one write.
 #[derive(Debug)]
 pub(crate) struct Wire<T> {
+    /// Dropped before the transport is closed.
+    guard: Option<Box<dyn Any + Send + Sync>>,
     io: T,
     cork: Cork,
     out: Vec<u8>,
@@ -248,6 +251,7 @@ pub(crate) struct Wire<T> {
 impl<T: AsyncRead + AsyncWrite + Unpin> Wire<T> {
     pub(crate) fn new(io: T) -> Self {
         Self {
+            guard: None,
             io,
             cork: Cork::UntilRead,
             out: Vec::new(),
@@ -258,6 +262,12 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Wire<T> {
             last_read: None,
             written: 0,
         }
+    }
+
+    /// Keeps something that must go before the transport does.
+    pub(crate) fn with_guard(mut self, guard: Option<impl Any + Send + Sync>) -> Self {
+        self.guard = guard.map(|guard| Box::new(guard) as Box<dyn Any + Send + Sync>);
+        self
     }
 
     /// From now on every write is written at once: HTTP hands the connection over.

@@ -186,6 +186,27 @@ pub struct TlsFacts {
     pub early_data: EarlyData,
 }
 
+/// Facts of the TCP socket of a connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct TcpFacts {
+    /// The SYN left with the first data (RFC 7413): `tcp` covers connect() only, and the round trip
+    /// shows in `tls`.
+    pub fast_open: bool,
+    /// Options that were asked for and did not apply.
+    pub unapplied: Vec<UnappliedOption>,
+}
+
+/// A socket option that did not apply.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct UnappliedOption {
+    /// The option's name in [`TcpOptions`](crate::tcp::TcpOptions).
+    pub option: &'static str,
+    /// What the system said.
+    pub error: std::io::ErrorKind,
+}
+
 /// A phase of a dial with its instants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Span {
@@ -212,6 +233,8 @@ pub struct ConnectionTrace {
     pub tcp: Option<Span>,
     /// The winner's own `connect()`: one round trip.
     pub tcp_rtt: Option<Duration>,
+    /// The winner's socket; `None` when it is not TCP or not ours.
+    pub tcp_facts: Option<TcpFacts>,
     /// Proxy established to tunnel ready.
     pub proxy: Option<Span>,
     /// The TLS handshake, up to the moment from which a request may be sent: with early data that is
@@ -235,6 +258,7 @@ impl ConnectionTrace {
             attempts: Vec::new(),
             tcp: None,
             tcp_rtt: None,
+            tcp_facts: None,
             proxy: None,
             tls: None,
             tls_facts: None,

@@ -248,3 +248,23 @@ async fn unknown_protocol_is_found_out_by_one_dial() {
     let stats = pool.stats();
     assert_eq!((stats.joined, stats.connections_reused), (19, 0));
 }
+
+#[tokio::test]
+async fn kernel_can_be_asked_about_a_connection_for_as_long_as_it_lives() {
+    let world = World::new().await;
+    for protocols in common::BOTH {
+        let response = world.client(protocols).get("/").send().await.unwrap();
+        let connection = response.connection().clone();
+        let facts = connection.trace().tcp_facts.clone().unwrap();
+        assert!(!facts.fast_open && facts.unapplied.is_empty(), "{facts:?}");
+        #[cfg(target_os = "linux")]
+        {
+            let info = connection.tcp_info().unwrap();
+            assert!(info.bytes_received.unwrap() > 100 && info.bytes_acked.unwrap() > 100);
+        }
+        drop(response);
+        world.pool.close_idle();
+        common::eventually("it is closed", || world.pool.stats().open == 0).await;
+        assert_eq!(connection.tcp_info(), None);
+    }
+}

@@ -226,6 +226,7 @@ impl ClientBuilder {
         let base = BaseUrl::parse(&base_url)?;
         crate::connection::check_plain(&base.origin, connect.protocols)?;
         check_unix_socket(&connect, pool.has_dialer())?;
+        connect.tcp.check()?;
         if base.origin.is_https() {
             pool.prepare_tls(&connect.tls)?;
         }

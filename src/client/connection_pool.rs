@@ -381,6 +381,7 @@ impl ConnectionPoolBuilder {
         self.limits.check()?;
         self.dns.check()?;
         self.race.check()?;
+        self.connect.tcp.check()?;
         self.http2.check()?;
         if self.dialer.is_some() && self.connect.tcp != TcpOptions::default() {
             return Err(Error::invalid(
@@ -401,6 +402,7 @@ impl ConnectionPoolBuilder {
             race: self.race,
             http2: self.http2,
             connect_timeout: self.connect_timeout,
+            relief: std::sync::OnceLock::new(),
         };
         ConnectionPool {
             pool: Pool::new(PoolConfig {

@@ -1,8 +1,9 @@
 //! One dial: the phases in their order, each stamped where it happens.
 
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncBufRead, AsyncWrite};
@@ -15,14 +16,14 @@ use crate::error::{Error, ErrorKind};
 use crate::event::{DialEvent, DialRecorder};
 use crate::http1::{Forward, Http1};
 use crate::http2::{self, Driver, Http2, Http2Options};
-use crate::io::{Carrier, Dial, DialTarget, PeerAddr, Transport, Wire};
+use crate::io::{BoxFuture, Carrier, Dial, DialTarget, Transport, Wire};
 use crate::proxy::{self, ProxyScheme};
-use crate::tcp;
-use crate::timing::{Phase, TlsFacts};
+use crate::tcp::{self, SocketWatch};
+use crate::timing::{Phase, TcpFacts, TlsFacts};
 use crate::tls::{self, HandshakeError, OriginTls, RaceTickets};
 
 use super::early::Early;
-use super::info::ConnectionInfo;
+use super::info::{ConnectionInfo, OtherEnd};
 use super::plan::{FirstHop, Plan, Protocols, ProxyHop, Security};
 use super::race::{AttemptError, Progress, RaceError, RaceOptions, race};
 use super::stream::{OpenHandshake, Stream};
@@ -40,6 +41,23 @@ pub(crate) struct Deps {
     pub(crate) http2: Http2Options,
     /// Bounds a whole dial.
     pub(crate) connect_timeout: Duration,
+    /// Who closes an idle connection when the system has no room for one more. Set by the pool.
+    pub(crate) relief: OnceLock<Weak<dyn Relief>>,
+}
+
+/// Gives a descriptor and a port back to the system.
+pub(crate) trait Relief: Send + Sync {
+    /// Closes an idle connection; ready when it is closed. False if there was none.
+    fn relieve(self: Arc<Self>) -> BoxFuture<'static, bool>;
+}
+
+impl Deps {
+    async fn relieve(&self) -> bool {
+        match self.relief.get().and_then(Weak::upgrade) {
+            Some(relief) => relief.relieve().await,
+            None => false,
+        }
+    }
 }
 
 /// A connection that is ready for its first request.
@@ -95,16 +113,15 @@ async fn walk(
     learned: Learned,
 ) -> Result<Opened, Error> {
     let reached = reach(plan, deps, recorder, learned).await?;
-    let remote_addr = reached.remote_addr;
-    let (mut stream, is_http2) = match reached.end {
-        ReachedEnd::Secured(tls, facts) => {
+    let (mut stream, is_http2) = match reached.what {
+        ReachedWhat::Secured(tls, facts) => {
             let until = deadline(recorder.start(), deps.connect_timeout);
             secured(plan, tls, facts, learned, recorder, until)?
         }
-        ReachedEnd::Transport(transport) => {
+        ReachedWhat::Wire(wire) => {
             let wire = match &plan.first_hop {
-                FirstHop::Proxy(hop) => pass(hop, plan, Wire::new(transport), recorder).await?,
-                FirstHop::Origin | FirstHop::Unix(_) => Wire::new(transport),
+                FirstHop::Proxy(hop) => pass(hop, plan, wire, recorder).await?,
+                FirstHop::Origin | FirstHop::Unix(_) => wire,
             };
             match &plan.security {
                 Security::Plain => (Stream::Plain(wire), speaks_http2(plan, None)?),
@@ -134,7 +151,7 @@ async fn walk(
     if let Some(early) = &early {
         early.opened(trace.clone());
     }
-    let info = ConnectionInfo::new(plan, protocol, remote_addr, trace, early);
+    let info = ConnectionInfo::new(plan, protocol, reached.end, trace, early);
     Ok(Opened { info, link })
 }
 
@@ -237,26 +254,29 @@ fn forward(plan: &Plan) -> Option<Forward> {
     }
 }
 
-/// The end of a race.
+/// What a race brought.
 struct Reached {
-    remote_addr: Option<PeerAddr>,
-    end: ReachedEnd,
+    end: OtherEnd,
+    tcp: Option<TcpFacts>,
+    what: ReachedWhat,
 }
 
-enum ReachedEnd {
-    /// A transport to the first hop.
-    Transport(Transport),
+enum ReachedWhat {
+    /// The first hop.
+    Wire(Wire<Transport>),
     /// The race went on through TLS.
     Secured(Box<Tls>, Option<TlsFacts>),
 }
 
-impl From<Transport> for Reached {
-    fn from(transport: Transport) -> Self {
-        Self {
-            remote_addr: transport.peer_addr(),
-            end: ReachedEnd::Transport(transport),
-        }
-    }
+/// The wire over a transport, and what can be said about its other end.
+fn wired(transport: Transport) -> (OtherEnd, Wire<Transport>) {
+    let addr = transport.peer_addr();
+    let (socket, guard) = match &transport {
+        Transport::Tcp(stream) => Some(SocketWatch::new(stream)).unzip(),
+        _ => (None, None),
+    };
+    let wire = Wire::new(transport).with_guard(guard);
+    (OtherEnd { addr, socket }, wire)
 }
 
 /// dns and tcp, and tls if the race goes through it: from a name to a transport.
@@ -267,7 +287,12 @@ async fn reach(
     learned: Learned,
 ) -> Result<Reached, Error> {
     if let FirstHop::Unix(path) = &plan.first_hop {
-        return reach_unix(path, recorder).await.map(Reached::from);
+        let (end, wire) = wired(reach_unix(path, recorder).await?);
+        return Ok(Reached {
+            end,
+            tcp: None,
+            what: ReachedWhat::Wire(wire),
+        });
     }
     let (host, port) = plan.target();
     let host_text: Arc<str> = host.to_string().into();
@@ -282,27 +307,30 @@ async fn reach(
     let tickets = RaceTickets::default();
     let attempt = |addr: SocketAddr, progress: Progress| {
         let target = DialTarget::new(addr, host_text.clone());
-        let (dialer, tickets) = (deps.dialer.clone(), tickets.clone());
+        let tickets = tickets.clone();
         async move {
-            let transport = match dialer {
-                Some(dialer) => dialer.dial(target).await,
-                None => tcp::connect(addr, &plan.tcp).await.map(Transport::Tcp),
+            let transport = match open(plan, deps, target.clone()).await {
+                // No port or descriptor is left: a connection that nobody uses makes room, once.
+                Err(error) if tcp::is_exhausted(&error) && deps.relieve().await => {
+                    open(plan, deps, target).await
+                }
+                opened => opened,
             };
-            let transport = transport.map_err(AttemptError::Transport)?;
-            let Some(tls) = through else {
-                return Ok(Reached::from(transport));
+            let (transport, tcp) = transport.map_err(AttemptError::Transport)?;
+            let (end, wire) = wired(transport);
+            let what = match through {
+                None => ReachedWhat::Wire(wire),
+                Some(tls) => {
+                    progress.established();
+                    let secured = secure(tls, &tickets, wire, learned).await;
+                    let (stream, facts) = secured.map_err(|e| match e {
+                        HandshakeError::Lost(error) => AttemptError::HandshakeLost(error),
+                        HandshakeError::Refused(error) => AttemptError::Final(error),
+                    })?;
+                    ReachedWhat::Secured(stream, facts)
+                }
             };
-            let remote_addr = transport.peer_addr();
-            progress.established();
-            let secured = secure(tls, &tickets, Wire::new(transport), learned).await;
-            let (stream, facts) = secured.map_err(|e| match e {
-                HandshakeError::Lost(error) => AttemptError::HandshakeLost(error),
-                HandshakeError::Refused(error) => AttemptError::Final(error),
-            })?;
-            Ok(Reached {
-                remote_addr,
-                end: ReachedEnd::Secured(stream, facts),
-            })
+            Ok(Reached { end, tcp, what })
         }
     };
     let allow = |ip: IpAddr| match &deps.address_filter {
@@ -320,7 +348,26 @@ async fn reach(
         attempt,
     )
     .await;
-    won.map_err(|e| unreachable(plan, e))
+    let reached = won.map_err(|e| unreachable(plan, e))?;
+    if let Some(facts) = &reached.tcp {
+        recorder.emit(DialEvent::TcpFacts(facts.clone()));
+    }
+    Ok(reached)
+}
+
+/// A transport to one address: by the user's dialer, or TCP.
+async fn open(
+    plan: &Plan,
+    deps: &Deps,
+    target: DialTarget,
+) -> io::Result<(Transport, Option<TcpFacts>)> {
+    if let Some(dialer) = &deps.dialer {
+        return Ok((dialer.dial(target).await?, None));
+    }
+    // The first bytes of plain http are a request, which must not be delivered twice.
+    let fast_open = plan.tcp.fast_open && matches!(plan.security, Security::Tls(_));
+    let (stream, facts) = tcp::connect(target.addr, &plan.tcp, fast_open).await?;
+    Ok((Transport::Tcp(stream), Some(facts)))
 }
 
 #[cfg(unix)]
@@ -362,12 +409,13 @@ fn unreachable(plan: &Plan, error: RaceError) -> Error {
                 0 | 1 => String::new(),
                 n => format!(" nor to {} other address(es)", n - 1),
             };
-            Error::new(
-                ErrorKind::Connect,
-                format!("cannot connect to {addr}{of}{others}"),
-            )
-            .at(Phase::Tcp)
-            .with_source(error)
+            let message = format!("cannot connect to {addr}{of}{others}");
+            let kind = if tcp::is_exhausted(&error) {
+                ErrorKind::Exhausted
+            } else {
+                ErrorKind::Connect
+            };
+            Error::new(kind, message).at(Phase::Tcp).with_source(error)
         }
         RaceError::Handshake(error) => error,
     }

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use crate::io::PeerAddr;
 use crate::proxy::Proxy;
+use crate::tcp::{SocketWatch, TcpInfo};
 use crate::timing::ConnectionTrace;
 
 use super::early::Early;
@@ -34,6 +35,13 @@ impl fmt::Display for ConnectionId {
     }
 }
 
+/// The other end of a transport, and the eye on our socket.
+#[derive(Default)]
+pub(super) struct OtherEnd {
+    pub(super) addr: Option<PeerAddr>,
+    pub(super) socket: Option<SocketWatch>,
+}
+
 /// Facts about one connection. Cheap to clone; outlives the connection.
 #[derive(Clone)]
 pub struct ConnectionInfo {
@@ -47,25 +55,28 @@ struct Facts {
     remote_addr: Option<PeerAddr>,
     proxy: Option<Proxy>,
     trace: Arc<ConnectionTrace>,
+    socket: Option<SocketWatch>,
     /// The handshake had not ended when the connection was opened.
     early: Option<Arc<Early>>,
     requests: AtomicU64,
 }
 
 impl ConnectionInfo {
-    pub(crate) fn new(
+    pub(super) fn new(
         plan: &Plan,
         protocol: http::Version,
-        remote_addr: Option<PeerAddr>,
+        end: OtherEnd,
         trace: ConnectionTrace,
         early: Option<Arc<Early>>,
     ) -> Self {
+        let OtherEnd { addr, socket } = end;
         Self {
             facts: Arc::new(Facts {
                 id: ConnectionId::next(),
                 origin: plan.origin_text.clone(),
                 protocol,
-                remote_addr,
+                remote_addr: addr,
+                socket,
                 proxy: match &plan.first_hop {
                     FirstHop::Proxy(hop) => Some(hop.proxy.clone()),
                     FirstHop::Origin | FirstHop::Unix(_) => None,
@@ -95,6 +106,15 @@ impl ConnectionInfo {
     /// The address of the transport's other end, where it knows one: the proxy's, if there is one.
     pub fn remote_addr(&self) -> Option<&PeerAddr> {
         self.facts.remote_addr.as_ref()
+    }
+
+    /// What the kernel knows about its TCP connection now: round trips, retransmissions, windows. With
+    /// a proxy, about the connection to the proxy. One system call.
+    ///
+    /// `None` once it is closed, for transports other than our own TCP, and on other systems than
+    /// Linux.
+    pub fn tcp_info(&self) -> Option<TcpInfo> {
+        self.facts.socket.as_ref()?.info()
     }
 
     /// The proxy it goes through.

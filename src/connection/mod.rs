@@ -16,7 +16,7 @@ mod plan;
 mod race;
 mod stream;
 
-pub(crate) use connect::{AddressFilter, Deps, Learned, Link, Opened, connect};
+pub(crate) use connect::{AddressFilter, Deps, Learned, Link, Opened, Relief, connect};
 pub(crate) use early::Early;
 pub use info::{ConnectionId, ConnectionInfo};
 pub(crate) use plan::{ConnectOptions, Plan, check_plain};

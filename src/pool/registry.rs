@@ -11,8 +11,9 @@ use tokio::time::timeout_at;
 
 use crate::clock::{deadline, now};
 use crate::close_reason::CloseReason;
-use crate::connection::{ConnectOptions, ConnectionInfo, Deps, Plan};
+use crate::connection::{ConnectOptions, ConnectionInfo, Deps, Plan, Relief};
 use crate::error::Error;
+use crate::io::BoxFuture;
 use crate::metrics::{ConnectionPoolStats, Counters};
 use crate::origin::Origin;
 use crate::sync::lock;
@@ -73,6 +74,8 @@ impl Pool {
         });
         let room: Weak<Registry> = Arc::downgrade(&registry);
         let _ = registry.shared.room.set(room);
+        let relief: Weak<Registry> = Arc::downgrade(&registry);
+        let _ = registry.shared.deps.relief.set(relief);
         warm_provider();
         Arc::new(Self { registry })
     }
@@ -243,15 +246,42 @@ impl Origins for Registry {
     }
 }
 
+impl Registry {
+    /// The origin with the connection that has been idle for longest.
+    fn longest_idle(&self, except: Option<&Key>) -> Option<Arc<Host>> {
+        self.all()
+            .into_iter()
+            .filter(|host| except != Some(&host.key))
+            .filter_map(|host| Some((host.idle_since()?, host)))
+            .min_by_key(|(since, _): &(Instant, _)| *since)
+            .map(|(_, host)| host)
+    }
+}
+
+impl Relief for Registry {
+    fn relieve(self: Arc<Self>) -> BoxFuture<'static, bool> {
+        /// An HTTP/2 connection closes at the next turn of its task.
+        const PATIENCE: Duration = Duration::from_millis(100);
+        Box::pin(async move {
+            let Some(host) = self.longest_idle(None) else {
+                return false;
+            };
+            let capacity = &self.shared.capacity;
+            let closed = capacity.changed.notified();
+            let open = capacity.open();
+            drop(host.give_up_idle());
+            if capacity.open() >= open {
+                let until = deadline(now(), PATIENCE);
+                let _ = timeout_at(until.into(), closed).await;
+            }
+            true
+        })
+    }
+}
+
 impl MakeRoom for Registry {
     fn make_room(&self, for_whom: &Key) -> Option<Permit> {
         // At the limit only, so a look at every origin is affordable.
-        let longest_idle = self
-            .all()
-            .into_iter()
-            .filter(|host| host.key != *for_whom)
-            .filter_map(|host| Some((host.idle_since()?, host)))
-            .min_by_key(|(since, _): &(Instant, _)| *since);
-        longest_idle?.1.give_up_idle()
+        self.longest_idle(Some(for_whom))?.give_up_idle()
     }
 }

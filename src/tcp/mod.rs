@@ -1,6 +1,11 @@
-//! TCP: sockets opened by socket2 with the options that matter for latency.
+//! TCP: sockets opened by socket2 with the options that matter for latency, and what the kernel knows
+//! about them.
 
+mod info;
+mod options;
 mod socket;
 
-pub(crate) use socket::connect;
-pub use socket::{Keepalive, TcpOptions};
+pub(crate) use info::SocketWatch;
+pub use info::TcpInfo;
+pub use options::{Keepalive, TcpOptions};
+pub(crate) use socket::{connect, is_exhausted};

@@ -1,120 +1,151 @@
 //! One socket: created non-blocking, tuned, connected.
 
 use std::io;
-use std::net::SocketAddr;
-use std::time::Duration;
+use std::net::{IpAddr, SocketAddr};
 
-use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::TcpStream;
 
-/// TCP keep-alive probes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Keepalive {
-    /// Silence before the first probe.
-    pub time: Duration,
-    /// Between probes.
-    pub interval: Duration,
-    /// Unanswered probes until the connection is dead.
-    pub retries: u32,
-}
+use crate::timing::{TcpFacts, UnappliedOption};
 
-/// Options of every TCP socket. Applied best effort: an option that the system does not know does
-/// not fail the connection.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub struct TcpOptions {
-    /// Send small segments at once (`TCP_NODELAY`). Default on: a request is complete when it is
-    /// written, and Nagle would hold its last segment for a round trip.
-    pub nodelay: bool,
-    /// Keep-alive probes. Default 30 s, 10 s, 3: a peer that vanished while idle is noticed
-    /// within a minute, and NATs keep the flow.
-    pub keepalive: Option<Keepalive>,
-    /// How long sent data may stay unacknowledged (`TCP_USER_TIMEOUT`, Linux). Default 20 s: the
-    /// kernel alone would try for about 15 minutes.
-    pub user_timeout: Option<Duration>,
-}
-
-impl Default for TcpOptions {
-    fn default() -> Self {
-        Self {
-            nodelay: true,
-            keepalive: Some(Keepalive {
-                time: Duration::from_secs(30),
-                interval: Duration::from_secs(10),
-                retries: 3,
-            }),
-            user_timeout: Some(Duration::from_secs(20)),
-        }
-    }
-}
-
-impl TcpOptions {
-    /// Sets `TCP_NODELAY`.
-    pub fn nodelay(mut self, on: bool) -> Self {
-        self.nodelay = on;
-        self
-    }
-
-    /// Sets the keep-alive probes.
-    pub fn keepalive(mut self, keepalive: Option<Keepalive>) -> Self {
-        self.keepalive = keepalive;
-        self
-    }
-
-    /// Sets the user timeout.
-    pub fn user_timeout(mut self, timeout: Option<Duration>) -> Self {
-        self.user_timeout = timeout;
-        self
-    }
-}
+use super::options::TcpOptions;
 
 /// Connects to one address. Dropping the future closes the socket.
-pub(crate) async fn connect(addr: SocketAddr, options: &TcpOptions) -> io::Result<TcpStream> {
+///
+/// With `fast_open` it returns at once if the address has given a cookie: the SYN then leaves with
+/// the first write.
+pub(crate) async fn connect(
+    addr: SocketAddr,
+    options: &TcpOptions,
+    fast_open: bool,
+) -> io::Result<(TcpStream, TcpFacts)> {
     let domain = Domain::for_address(addr);
     // socket2's `Socket::new` sets close-on-exec everywhere.
     let socket = Socket::new(domain, Type::STREAM, Some(Protocol::TCP))?;
     socket.set_nonblocking(true)?;
-    apply(SockRef::from(&socket), options);
-    match socket.connect(&addr.into()) {
-        Ok(()) => {}
-        Err(e) if is_in_progress(&e) => {}
+    let mut facts = TcpFacts {
+        fast_open: false,
+        unapplied: Vec::new(),
+    };
+    apply(SockRef::from(&socket), addr, options, &mut facts.unapplied);
+    bind(&socket, addr, options)?;
+    let fast_open = fast_open && ask_for_fast_open(&socket, &mut facts.unapplied);
+    let connected = match socket.connect(&addr.into()) {
+        Ok(()) => true,
+        Err(e) if is_in_progress(&e) => false,
         Err(e) => return Err(e),
-    }
+    };
     let stream = TcpStream::from_std(socket.into())?;
-    // Writable means connected or failed; which of the two, the socket knows.
-    stream.writable().await?;
-    match stream.take_error()? {
-        None => Ok(stream),
-        Some(error) => Err(error),
+    facts.fast_open = fast_open && connected && super::info::is_unsent_syn(&stream);
+    if !facts.fast_open {
+        // Writable means connected or failed; which of the two, the socket knows.
+        stream.writable().await?;
+        if let Some(error) = stream.take_error()? {
+            return Err(error);
+        }
+    }
+    #[cfg(target_os = "linux")]
+    if options.quickack {
+        let set = SockRef::from(&stream).set_tcp_quickack(true);
+        note(&mut facts.unapplied, "quickack", set);
+    }
+    Ok((stream, facts))
+}
+
+/// No ports, descriptors or buffers are left, which closing a connection of one's own would change.
+pub(crate) fn is_exhausted(error: &io::Error) -> bool {
+    #[cfg(unix)]
+    {
+        let exhausted = [
+            libc::EMFILE,
+            libc::ENFILE,
+            libc::ENOBUFS,
+            libc::ENOMEM,
+            libc::EADDRNOTAVAIL,
+        ];
+        error
+            .raw_os_error()
+            .is_some_and(|code| exhausted.contains(&code))
+    }
+    #[cfg(not(unix))]
+    {
+        error.kind() == io::ErrorKind::AddrNotAvailable
     }
 }
 
 fn is_in_progress(error: &io::Error) -> bool {
     #[cfg(unix)]
-    if error.raw_os_error() == Some(libc_einprogress()) {
+    if error.raw_os_error() == Some(libc::EINPROGRESS) {
         return true;
     }
     error.kind() == io::ErrorKind::WouldBlock
 }
 
-#[cfg(unix)]
-fn libc_einprogress() -> i32 {
-    // The one errno std gives no stable kind for.
-    if cfg!(any(
-        target_os = "macos",
-        target_os = "ios",
-        target_os = "freebsd"
-    )) {
-        36
-    } else {
-        115
+/// Where the connection leaves: not best effort.
+fn bind(socket: &Socket, addr: SocketAddr, options: &TcpOptions) -> io::Result<()> {
+    #[cfg(target_os = "linux")]
+    if let Some(device) = &options.device {
+        socket.bind_device(Some(device.as_bytes()))?;
+    }
+    #[cfg(not(target_os = "linux"))]
+    if options.device.is_some() {
+        return Err(io::ErrorKind::Unsupported.into());
+    }
+    let local: Option<IpAddr> = match addr {
+        SocketAddr::V4(_) => options.local_v4.map(IpAddr::V4),
+        SocketAddr::V6(_) => options.local_v6.map(IpAddr::V6),
+    };
+    let Some(local) = local else { return Ok(()) };
+    // The port is chosen by connect(), for the pair of addresses: else a pool that binds would run out
+    // of them sooner.
+    #[cfg(target_os = "linux")]
+    super::info::bind_address_no_port(socket);
+    socket.bind(&SockAddr::from(SocketAddr::new(local, 0)))
+}
+
+fn note(unapplied: &mut Vec<UnappliedOption>, option: &'static str, set: io::Result<()>) {
+    if let Err(error) = set {
+        unapplied.push(UnappliedOption {
+            option,
+            error: error.kind(),
+        });
     }
 }
 
-fn apply(socket: SockRef<'_>, options: &TcpOptions) {
-    // Best effort: a kernel without an option still connects.
-    let _ = socket.set_tcp_nodelay(options.nodelay);
-    if let Some(keepalive) = options.keepalive {
+fn ask_for_fast_open(socket: &Socket, unapplied: &mut Vec<UnappliedOption>) -> bool {
+    let set = super::info::set_fast_open_connect(socket);
+    let is_set = set.is_ok();
+    note(unapplied, "fast_open", set);
+    is_set
+}
+
+fn apply(
+    socket: SockRef<'_>,
+    addr: SocketAddr,
+    options: &TcpOptions,
+    unapplied: &mut Vec<UnappliedOption>,
+) {
+    // Named one by one: a new option does not compile until it is applied, or said to be elsewhere.
+    let TcpOptions {
+        nodelay,
+        keepalive,
+        user_timeout,
+        notsent_lowat,
+        quickack: _, // after connect()
+        send_buffer,
+        recv_buffer,
+        dscp,
+        mark,
+        busy_poll,
+        congestion,
+        local_v4: _, // `bind`
+        local_v6: _,
+        device: _,
+        fast_open: _, // `connect`
+    } = options;
+    let mut note = |option, set| note(unapplied, option, set);
+    note("nodelay", socket.set_tcp_nodelay(*nodelay));
+    if let Some(keepalive) = keepalive {
         let mut probes = TcpKeepalive::new().with_time(keepalive.time);
         #[cfg(any(unix, windows))]
         {
@@ -124,24 +155,83 @@ fn apply(socket: SockRef<'_>, options: &TcpOptions) {
         {
             probes = probes.with_retries(keepalive.retries);
         }
-        let _ = socket.set_tcp_keepalive(&probes);
+        note("keepalive", socket.set_tcp_keepalive(&probes));
+    }
+    if let Some(bytes) = send_buffer {
+        note("send_buffer", socket.set_send_buffer_size(*bytes));
+    }
+    if let Some(bytes) = recv_buffer {
+        note("recv_buffer", socket.set_recv_buffer_size(*bytes));
+    }
+    if let Some(dscp) = dscp {
+        // The two low bits are ECN's.
+        let field = u32::from(*dscp) << 2;
+        let set = match addr {
+            SocketAddr::V4(_) => socket.set_tos_v4(field),
+            #[cfg(target_os = "linux")]
+            SocketAddr::V6(_) => socket.set_tclass_v6(field),
+            #[cfg(not(target_os = "linux"))]
+            SocketAddr::V6(_) => Err(io::ErrorKind::Unsupported.into()),
+        };
+        note("dscp", set);
     }
     #[cfg(target_os = "linux")]
-    if let Some(timeout) = options.user_timeout {
-        let _ = socket.set_tcp_user_timeout(Some(timeout));
+    {
+        if let Some(timeout) = user_timeout {
+            note("user_timeout", socket.set_tcp_user_timeout(Some(*timeout)));
+        }
+        if let Some(bytes) = notsent_lowat {
+            note("notsent_lowat", socket.set_tcp_notsent_lowat(*bytes));
+        }
+        if let Some(mark) = mark {
+            note("mark", socket.set_mark(*mark));
+        }
+        if let Some(time) = busy_poll {
+            let micros = u32::try_from(time.as_micros()).unwrap_or(u32::MAX);
+            note("busy_poll", socket.set_busy_poll(micros));
+        }
+        if let Some(name) = congestion {
+            note("congestion", socket.set_tcp_congestion(name.as_bytes()));
+        }
+    }
+    #[cfg(not(target_os = "linux"))]
+    {
+        let defaults = TcpOptions::default();
+        for (option, asked) in [
+            ("user_timeout", *user_timeout != defaults.user_timeout),
+            ("notsent_lowat", notsent_lowat.is_some()),
+            ("mark", mark.is_some()),
+            ("busy_poll", busy_poll.is_some()),
+            ("congestion", congestion.is_some()),
+            ("quickack", options.quickack),
+        ] {
+            if asked {
+                note(option, Err(io::ErrorKind::Unsupported.into()));
+            }
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    // layering: uses this module alone.
+    // layering: uses this module, its siblings and timing, which is below.
+    use super::super::options::Keepalive;
     use super::*;
+    use std::net::Ipv4Addr;
+    use std::time::Duration;
 
-    #[tokio::test]
-    async fn options_are_read_back_from_the_kernel() {
+    async fn listener() -> (tokio::net::TcpListener, SocketAddr) {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
-        let stream = connect(addr, &TcpOptions::default()).await.unwrap();
+        (listener, addr)
+    }
+
+    #[tokio::test]
+    async fn default_options_are_read_back_from_the_kernel() {
+        let (_listener, addr) = listener().await;
+        let (stream, facts) = connect(addr, &TcpOptions::default(), false).await.unwrap();
+        assert_eq!(facts.unapplied, []);
+        assert!(!facts.fast_open);
         let socket = SockRef::from(&stream);
         assert!(socket.tcp_nodelay().unwrap() && socket.keepalive().unwrap());
         assert_eq!(
@@ -165,9 +255,82 @@ mod tests {
             .nodelay(false)
             .keepalive(None)
             .user_timeout(None);
-        let stream = connect(addr, &off).await.unwrap();
+        let (stream, _) = connect(addr, &off, false).await.unwrap();
         let socket = SockRef::from(&stream);
         assert!(!socket.tcp_nodelay().unwrap() && !socket.keepalive().unwrap());
+    }
+
+    #[cfg(target_os = "linux")]
+    #[tokio::test]
+    async fn every_other_option_is_read_back_from_the_kernel() {
+        let (_listener, addr) = listener().await;
+        let options = TcpOptions::default()
+            .keepalive(Keepalive {
+                time: Duration::from_secs(7),
+                interval: Duration::from_secs(2),
+                retries: 5,
+            })
+            .user_timeout(Duration::from_secs(3))
+            .notsent_lowat(16_384)
+            .quickack(true)
+            .send_buffer(100_000)
+            .recv_buffer(50_000)
+            .dscp(46)
+            .congestion("reno")
+            .local_v4(Ipv4Addr::new(127, 0, 0, 3))
+            .device("lo");
+        let (stream, facts) = connect(addr, &options, false).await.unwrap();
+        assert_eq!(facts.unapplied, []);
+        let socket = SockRef::from(&stream);
+        assert_eq!(socket.tcp_keepalive_time().unwrap(), Duration::from_secs(7));
+        assert_eq!(socket.tcp_keepalive_retries().unwrap(), 5);
+        assert_eq!(
+            socket.tcp_user_timeout().unwrap(),
+            Some(Duration::from_secs(3))
+        );
+        assert_eq!(socket.tcp_notsent_lowat().unwrap(), 16_384);
+        // The kernel doubles what it is asked for.
+        assert_eq!(socket.send_buffer_size().unwrap(), 200_000);
+        assert_eq!(socket.recv_buffer_size().unwrap(), 100_000);
+        assert_eq!(socket.tos_v4().unwrap(), 46 << 2);
+        let congestion = socket.tcp_congestion().unwrap();
+        assert_eq!(congestion.split(|b| *b == 0).next().unwrap(), b"reno");
+        assert_eq!(
+            stream.local_addr().unwrap().ip(),
+            Ipv4Addr::new(127, 0, 0, 3)
+        );
+        assert_eq!(socket.device().unwrap().unwrap(), b"lo");
+    }
+
+    #[cfg(target_os = "linux")]
+    #[tokio::test]
+    async fn what_does_not_apply_is_reported_and_the_way_out_is_not_guessed() {
+        let (_listener, addr) = listener().await;
+        let options = TcpOptions::default().congestion("no-such-thing");
+        let (_, facts) = connect(addr, &options, false).await.unwrap();
+        let [unapplied] = &facts.unapplied[..] else {
+            panic!("{facts:?}")
+        };
+        assert_eq!(unapplied.option, "congestion");
+        assert_eq!(unapplied.error, io::ErrorKind::NotFound);
+
+        let elsewhere = TcpOptions::default().device("no-such-device");
+        assert!(connect(addr, &elsewhere, false).await.is_err());
+        let gone = TcpOptions::default().local_v4(Ipv4Addr::new(203, 0, 113, 77));
+        let error = connect(addr, &gone, false).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::AddrNotAvailable);
+    }
+
+    #[test]
+    fn values_that_no_system_takes_are_refused() {
+        assert!(TcpOptions::default().dscp(63).check().is_ok());
+        for wrong in [
+            TcpOptions::default().dscp(64),
+            TcpOptions::default().device(""),
+            TcpOptions::default().congestion("a-name-that-is-too-long"),
+        ] {
+            assert!(wrong.check().unwrap_err().is_invalid(), "{wrong:?}");
+        }
     }
 
     #[tokio::test]
@@ -175,7 +338,9 @@ mod tests {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let addr = listener.local_addr().unwrap();
         drop(listener);
-        let error = connect(addr, &TcpOptions::default()).await.unwrap_err();
+        let error = connect(addr, &TcpOptions::default(), false)
+            .await
+            .unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
     }
 }
