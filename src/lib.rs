@@ -90,6 +90,7 @@
 //! | `ring` | | TLS by ring |
 //! | `hickory` | yes | DNS on the wire; without it names go through `getaddrinfo` |
 //! | `json` | yes | [`RequestBuilder`]`::json` and [`Response`]`::json` |
+//! | `platform-verifier` | | [`tls::TlsOptions`]`::platform_verifier`: the operating system decides whom to trust |
 //!
 //! Linux is supported and tested. macOS and Windows compile by `cfg` in [`tcp`] and are untested.
 //!

@@ -129,7 +129,7 @@ impl Plan {
             (None, None) => FirstHop::Origin,
             (None, Some(proxy)) => {
                 let tls = (proxy.scheme() == ProxyScheme::Https)
-                    .then(|| identities.for_origin(tls, proxy.host(), Alpn::Http1))
+                    .then(|| identities.for_proxy(tls, proxy.host()))
                     .transpose()?;
                 // HTTP/2 on plain http has no absolute-form: it needs a tunnel.
                 let forwards = !origin.is_https()

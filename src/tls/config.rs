@@ -1,4 +1,4 @@
-//! What a client trusts and offers, and the rustls configurations made from it.
+//! The rustls configurations made from what clients ask for, one per identity.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -9,194 +9,93 @@ use std::sync::{Arc, Mutex, OnceLock};
 use tokio_rustls::rustls;
 
 use rustls::client::{Resumption, TicketRequest};
-use rustls::crypto::CryptoProvider;
-use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{ClientConfig, KeyLog, RootCertStore, SupportedProtocolVersion};
+use rustls::crypto::{CryptoProvider, SupportedKxGroup};
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, KeyLog, NamedGroup, SupportedProtocolVersion};
 
 use crate::error::Error;
 use crate::origin::Host;
 use crate::sync::lock;
 
+use super::options::{TlsOptions, TlsProvider, TlsVersion};
 use super::session::{AttemptTickets, RaceTickets, TicketStore};
+use super::verify::verifier;
 
 #[cfg(not(any(feature = "aws-lc-rs", feature = "ring")))]
 compile_error!("firstbyte needs a TLS provider: enable the feature `aws-lc-rs` or `ring`");
 
-/// A TLS version.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[non_exhaustive]
-pub enum TlsVersion {
-    /// TLS 1.2.
-    Tls12,
-    /// TLS 1.3.
-    Tls13,
+/// Builds the configuration of an identity. Does no I/O.
+fn build(options: &TlsOptions) -> Result<ClientConfig, Error> {
+    options.check()?;
+    let provider = provider_for(options)?;
+    let verifier = verifier(options, &provider)?;
+    let versions: Vec<&SupportedProtocolVersion> = [
+        (TlsVersion::Tls12, &rustls::version::TLS12),
+        (TlsVersion::Tls13, &rustls::version::TLS13),
+    ]
+    .into_iter()
+    .filter(|(version, _)| (options.min_version..=options.max_version).contains(version))
+    .map(|(_, version)| version)
+    .collect();
+    let builder = ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&versions)
+        .map_err(|e| Error::invalid("TLS versions").with_source(e))?
+        .dangerous()
+        .with_custom_certificate_verifier(verifier);
+    let mut config = match &options.identity {
+        None => builder.with_no_client_auth(),
+        Some(identity) => builder
+            .with_client_auth_cert(identity.chain.clone(), identity.key.clone_key())
+            .map_err(|e| Error::invalid("client certificate").with_source(e))?,
+    };
+    if let Some(path) = &options.key_log {
+        config.key_log = Arc::new(KeyLogFile {
+            path: path.clone(),
+            file: OnceLock::new(),
+        });
+    }
+    Ok(config)
 }
 
-/// Whom to trust and what to offer. Two clients share connections and tickets only if all of it
-/// is equal.
-#[derive(Clone, PartialEq, Eq, Hash)]
-pub struct TlsOptions {
-    builtin_roots: bool,
-    roots: Vec<CertificateDer<'static>>,
-    min_version: TlsVersion,
-    resumption: bool,
-    early_data: bool,
-    key_log: Option<PathBuf>,
-}
-
-impl Default for TlsOptions {
-    /// Mozilla's roots by `webpki-roots`, TLS 1.2 and 1.3, resumption on.
-    fn default() -> Self {
-        Self {
-            builtin_roots: true,
-            roots: Vec::new(),
-            min_version: TlsVersion::Tls12,
-            resumption: true,
-            early_data: false,
-            key_log: None,
+/// The provider with the key exchange that the options ask for.
+fn provider_for(options: &TlsOptions) -> Result<Arc<CryptoProvider>, Error> {
+    let provider = provider(options.provider);
+    let is_pq = |group: &&dyn SupportedKxGroup| {
+        matches!(
+            group.name(),
+            NamedGroup::X25519MLKEM768 | NamedGroup::secp256r1MLKEM768 | NamedGroup::MLKEM768
+        )
+    };
+    match options.post_quantum {
+        None => Ok(provider),
+        Some(true) if provider.kx_groups.first().is_some_and(is_pq) => Ok(provider),
+        Some(true) => Err(Error::invalid(
+            "post_quantum needs the provider aws-lc-rs; this one has no such key exchange",
+        )),
+        Some(false) => {
+            let mut without = CryptoProvider::clone(&provider);
+            without.kx_groups.retain(|group| !is_pq(group));
+            Ok(Arc::new(without))
         }
-    }
-}
-
-impl fmt::Debug for TlsOptions {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TlsOptions")
-            .field("builtin_roots", &self.builtin_roots)
-            .field("roots", &self.roots.len())
-            .field("min_version", &self.min_version)
-            .field("resumption", &self.resumption)
-            .field("early_data", &self.early_data)
-            .field("key_log", &self.key_log)
-            .finish()
-    }
-}
-
-impl TlsOptions {
-    /// The defaults.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// Trusts this root certificate too.
-    pub fn add_root(mut self, root: CertificateDer<'static>) -> Self {
-        self.roots.push(root);
-        self
-    }
-
-    /// Trusts every certificate of this PEM text too.
-    ///
-    /// # Errors
-    /// Invalid: no certificate in it, or one that does not decode.
-    pub fn add_root_pem(mut self, pem: &[u8]) -> Result<Self, Error> {
-        use rustls::pki_types::pem::PemObject;
-        let before = self.roots.len();
-        for root in CertificateDer::pem_slice_iter(pem) {
-            let root = root.map_err(|e| Error::invalid("root certificate PEM").with_source(e))?;
-            self.roots.push(root);
-        }
-        if self.roots.len() == before {
-            return Err(Error::invalid("root certificate PEM holds no certificate"));
-        }
-        Ok(self)
-    }
-
-    /// Whether Mozilla's roots are trusted beside those added. Default yes.
-    pub fn builtin_roots(mut self, on: bool) -> Self {
-        self.builtin_roots = on;
-        self
-    }
-
-    /// The oldest version to accept. Default TLS 1.2.
-    pub fn min_version(mut self, version: TlsVersion) -> Self {
-        self.min_version = version;
-        self
-    }
-
-    /// Whether sessions are resumed with tickets. Default yes: a resumed handshake saves the
-    /// certificates and their verification.
-    pub fn resumption(mut self, on: bool) -> Self {
-        self.resumption = on;
-        self
-    }
-
-    /// Whether requests may travel as early data (0-RTT) with the first flight of a resumed
-    /// handshake. Default no.
-    ///
-    /// Early data can be replayed by whoever recorded it, and it leaves before the server's
-    /// identity is proved anew (RFC 8446 §8, RFC 8470). So only requests with a safe method, or for
-    /// which the caller said [`idempotent(true)`](crate::RequestBuilder::idempotent), are sent so,
-    /// and only with a body that can be produced again. A server that does not take them gets the
-    /// same bytes after the handshake; on 425 Too Early the request is sent once more without.
-    pub fn early_data(mut self, on: bool) -> Self {
-        self.early_data = on;
-        self
-    }
-
-    /// Appends the secrets of every session to this file, in the format that Wireshark reads.
-    /// Whoever has the file reads the traffic: for debugging only. Never switched on by the
-    /// environment.
-    pub fn key_log_file(mut self, path: impl Into<PathBuf>) -> Self {
-        self.key_log = Some(path.into());
-        self
-    }
-
-    fn build(&self) -> Result<ClientConfig, Error> {
-        let Self {
-            builtin_roots,
-            roots,
-            min_version,
-            resumption,
-            early_data,
-            key_log,
-        } = self;
-        if *early_data && !*resumption {
-            return Err(Error::invalid("early_data does nothing without resumption"));
-        }
-        let mut store = RootCertStore::empty();
-        if *builtin_roots {
-            store.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
-        }
-        for root in roots {
-            store
-                .add(root.clone())
-                .map_err(|e| Error::invalid("root certificate is not usable").with_source(e))?;
-        }
-        if store.is_empty() {
-            return Err(Error::invalid(
-                "no root certificate is trusted; add one or keep the builtin roots",
-            ));
-        }
-        let versions: &[&SupportedProtocolVersion] = match min_version {
-            TlsVersion::Tls12 => &[&rustls::version::TLS12, &rustls::version::TLS13],
-            TlsVersion::Tls13 => &[&rustls::version::TLS13],
-        };
-        let mut config = ClientConfig::builder_with_provider(provider())
-            .with_protocol_versions(versions)
-            .map_err(|e| Error::invalid("TLS versions").with_source(e))?
-            .with_root_certificates(store)
-            .with_no_client_auth();
-        if let Some(path) = key_log {
-            config.key_log = Arc::new(KeyLogFile {
-                path: path.clone(),
-                file: OnceLock::new(),
-            });
-        }
-        Ok(config)
     }
 }
 
 /// The provider is chosen here and nowhere else; the process-wide default is never touched.
-fn provider() -> Arc<CryptoProvider> {
-    static PROVIDER: OnceLock<Arc<CryptoProvider>> = OnceLock::new();
-    PROVIDER
-        .get_or_init(|| {
-            #[cfg(feature = "aws-lc-rs")]
-            let provider = rustls::crypto::aws_lc_rs::default_provider();
-            #[cfg(not(feature = "aws-lc-rs"))]
-            let provider = rustls::crypto::ring::default_provider();
-            Arc::new(provider)
-        })
-        .clone()
+fn provider(which: TlsProvider) -> Arc<CryptoProvider> {
+    match which {
+        #[cfg(feature = "aws-lc-rs")]
+        TlsProvider::AwsLcRs => {
+            static PROVIDER: OnceLock<Arc<CryptoProvider>> = OnceLock::new();
+            let make = || Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+            PROVIDER.get_or_init(make).clone()
+        }
+        #[cfg(feature = "ring")]
+        TlsProvider::Ring => {
+            static PROVIDER: OnceLock<Arc<CryptoProvider>> = OnceLock::new();
+            let make = || Arc::new(rustls::crypto::ring::default_provider());
+            PROVIDER.get_or_init(make).clone()
+        }
+    }
 }
 
 /// The provider's first random number costs 20 to 32 ms once in a process. Draws it on a thread
@@ -207,7 +106,7 @@ pub(crate) fn warm_provider() {
         let warmed = std::thread::Builder::new()
             .name("firstbyte-warm".into())
             .spawn(|| {
-                let provider = provider();
+                let provider = provider(TlsProvider::default());
                 let _ = provider.secure_random.fill(&mut [0; 32]);
                 if let Some(group) = provider.kx_groups.first() {
                     let _ = group.start();
@@ -249,7 +148,7 @@ impl Identities {
         if let Some(config) = built.get(options) {
             return Ok(config.clone());
         }
-        let config = Arc::new(options.build()?);
+        let config = Arc::new(build(options)?);
         built.insert(options.clone(), config.clone());
         Ok(config)
     }
@@ -261,10 +160,31 @@ impl Identities {
         host: &Host,
         alpn: Alpn,
     ) -> Result<OriginTls, Error> {
-        let server_name = match host {
-            Host::Ip(ip) => ServerName::IpAddress((*ip).into()),
-            Host::Name(name) => ServerName::try_from(name.to_string())
+        self.for_server(options, options.server_name.as_deref(), host, alpn)
+    }
+
+    /// The TLS with a proxy on the way, which has its own name and is shown no certificate of ours.
+    pub(crate) fn for_proxy(&self, options: &TlsOptions, host: &Host) -> Result<OriginTls, Error> {
+        let mut options = options.clone();
+        options.identity = None;
+        options.pins.clear();
+        options.early_data = false;
+        self.for_server(&options, None, host, Alpn::Http1)
+    }
+
+    fn for_server(
+        &self,
+        options: &TlsOptions,
+        override_name: Option<&str>,
+        host: &Host,
+        alpn: Alpn,
+    ) -> Result<OriginTls, Error> {
+        let server_name = match (override_name, host) {
+            (None, Host::Ip(ip)) => ServerName::IpAddress((*ip).into()),
+            (None, Host::Name(name)) => ServerName::try_from(name.to_string())
                 .map_err(|e| Error::invalid("host is no valid TLS server name").with_source(e))?,
+            (Some(name), _) => ServerName::try_from(name.to_owned())
+                .map_err(|e| Error::invalid("server_name").with_source(e))?,
         };
         let mut config = ClientConfig::clone(&*self.prepare(options)?);
         config.alpn_protocols = alpn.protocols();

@@ -6,7 +6,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::client::TlsStream;
 use tokio_rustls::{TlsConnector, rustls};
 
-use rustls::{HandshakeKind, InvalidMessage, ProtocolVersion};
+use rustls::{CertificateError, HandshakeKind, InvalidMessage, ProtocolVersion};
 
 use crate::error::{Error, ErrorKind, escape_peer_text};
 use crate::timing::{EarlyData, Phase, TlsFacts};
@@ -128,6 +128,10 @@ pub(crate) fn explain(error: io::Error) -> Error {
     };
     let failed = Error::new(ErrorKind::Tls, message).at(Phase::Tls);
     match cause {
+        // rustls would print the debug form of what a verifier of ours or the user's said.
+        Some(rustls::Error::InvalidCertificate(CertificateError::Other(said))) => {
+            failed.with_source(said.0.to_string())
+        }
         Some(cause) => failed.with_source(cause.clone()),
         None => failed.with_source(error),
     }

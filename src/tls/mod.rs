@@ -1,15 +1,20 @@
 //! TLS by rustls: who is trusted, what is offered, and which tickets are kept.
 //!
+//! `options` says what is wanted, `verify` who decides whether a server is whom it says it is, `config`
+//! makes rustls' configurations, `session` keeps tickets, `handshake` acts.
+//!
 //! The configuration of an identity ([`TlsOptions`]) is built once: tickets hold weak references
 //! to the verifier, so every origin derives its configuration from the same one, with a ticket
 //! store of its own.
 
 mod config;
 mod handshake;
+mod options;
 mod session;
+mod verify;
 
 pub(crate) use config::{Alpn, Identities, OriginTls, warm_provider};
-pub use config::{TlsOptions, TlsVersion};
 pub(crate) use handshake::{HandshakeError, early_handshake, explain, handshake, late_facts};
+pub use options::{TlsOptions, TlsProvider, TlsVersion, danger};
 pub(crate) use session::RaceTickets;
-pub use tokio_rustls::rustls::pki_types::CertificateDer;
+pub use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa,
-    KeyPair, KeyUsagePurpose, date_time_ymd,
+    KeyPair, KeyUsagePurpose, PublicKeyData, date_time_ymd,
 };
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
@@ -130,6 +130,8 @@ impl Default for Pki {
 pub struct ServerIdentity {
     pub chain: Vec<CertificateDer<'static>>,
     pub key: PrivateKeyDer<'static>,
+    /// The leaf's SubjectPublicKeyInfo.
+    pub spki: Vec<u8>,
 }
 
 impl ServerIdentity {
@@ -137,6 +139,7 @@ impl ServerIdentity {
         Self {
             chain: vec![leaf],
             key: PrivatePkcs8KeyDer::from(key.serialize_der()).into(),
+            spki: key.subject_public_key_info(),
         }
     }
 }
@@ -146,6 +149,7 @@ impl Clone for ServerIdentity {
         Self {
             chain: self.chain.clone(),
             key: self.key.clone_key(),
+            spki: self.spki.clone(),
         }
     }
 }
