@@ -26,8 +26,11 @@ pub(crate) enum DialEvent {
     /// A Unix socket is connected to: there is no address to race.
     UnixConnectStart,
     UnixConnectEnd,
-    /// TCP is established, and the attempt goes on with TLS.
-    Established(SocketAddr),
+    /// TCP is established, or may be with the first data, and the attempt goes on with TLS.
+    Established {
+        addr: SocketAddr,
+        fast_open: bool,
+    },
     ConnectEnd(SocketAddr, AttemptOutcome),
     ProxyStart,
     ProxyEnd,
@@ -77,13 +80,15 @@ impl DialRecorder {
                     addr,
                     start: at,
                     established: None,
+                    fast_open: false,
                     end: None,
                     outcome: None,
                 });
             }
-            DialEvent::Established(addr) => {
+            DialEvent::Established { addr, fast_open } => {
                 if let Some(attempt) = running(trace, addr) {
                     attempt.established = Some(at);
+                    attempt.fast_open = fast_open;
                 }
                 split_race(trace);
             }
@@ -156,7 +161,9 @@ fn split_race(trace: &mut ConnectionTrace) {
     let (established, goes_on) = match trace.attempts.iter().find(won) {
         Some(winner) => {
             let established = winner.established.or(winner.end);
-            trace.tcp_rtt = established.map(|at| at.saturating_duration_since(winner.start));
+            trace.tcp_rtt = established
+                .filter(|_| !winner.fast_open)
+                .map(|at| at.saturating_duration_since(winner.start));
             (established, winner.established.is_some())
         }
         None => {

@@ -133,6 +133,9 @@ pub struct Attempt {
     pub start: Instant,
     /// TCP was established, and the attempt went on with TLS; `None` when it had no more to do.
     pub established: Option<Instant>,
+    /// The SYN waits for the first data (Fast Open): `established` says no more than that the attempt
+    /// went on.
+    pub fast_open: bool,
     /// The attempt ended; `None` while it runs.
     pub end: Option<Instant>,
     /// How it ended; `None` while it runs.
@@ -146,7 +149,7 @@ pub struct DnsFacts {
     /// Where the addresses came from.
     pub source: DnsSource,
     /// A name server was asked, by this dial or by one whose question it shared, and its answer waited
-    /// for.
+    /// for before the first `connect()`.
     pub queried: bool,
     /// The time to live of the answer, as clamped by the cache.
     pub ttl: Option<Duration>,
@@ -231,7 +234,7 @@ pub struct ConnectionTrace {
     pub attempts: Vec<Attempt>,
     /// First `connect()` to the established winner.
     pub tcp: Option<Span>,
-    /// The winner's own `connect()`: one round trip.
+    /// The winner's own `connect()`: one round trip. `None` with Fast Open, which does not wait for it.
     pub tcp_rtt: Option<Duration>,
     /// The winner's socket; `None` when it is not TCP or not ours.
     pub tcp_facts: Option<TcpFacts>,

@@ -11,6 +11,8 @@ use firstbyte::Origin;
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use lexopt::prelude::*;
 
+use crate::provider::Site;
+
 pub(crate) const HELP: &str = "\
 Shows where the time of HTTP requests goes: a waterfall of their phases.
 
@@ -33,8 +35,19 @@ Options:
       --dns SERVER:PORT ask this name server, not those in resolv.conf
       --ca FILE         trust the certificates of this PEM file too
       --keylog FILE     append TLS secrets to this file, for Wireshark
+      --early-data      send safe requests as early data (0-RTT) once there is a ticket
+      --fast-open       ask for TCP Fast Open
+      --no-pq           no post-quantum key share
       --json            one JSON object per line instead of pictures
   -h, --help            this text
+
+Only the provider, until interrupted:
+      --serve CA        write its CA certificate to this file, and say how to reach it
+      --listen IP:PORT  its HTTPS server (default a free port of 127.0.0.1)
+      --name-server IP:PORT  its name server (likewise)
+      --answer IP       what the name leads to; repeatable
+      --ttl S           for how long (default 60)
+      --delay-v6 MS     hold AAAA answers back
 
 JSON, in milliseconds, `null` for what did not happen. As each request ends:
   {\"type\":\"request\",\"url\",\"method\",\"status\",\"version\":\"h2|http/1.1\",
@@ -62,11 +75,9 @@ pub(crate) enum Command {
     },
     /// Against a URL.
     Live(Box<Live>),
-    /// Only the provider, its CA certificate in a file: to try the options above without a network.
-    /// Not in the help.
-    Serve {
-        ca: PathBuf,
-    },
+    /// Only the provider, its CA certificate in a file: to try the options above over a network of
+    /// one's own.
+    Serve(Site),
 }
 
 /// A URL and what to do to it.
@@ -78,6 +89,9 @@ pub(crate) struct Live {
     pub(crate) gap: Duration,
     pub(crate) new_connections: bool,
     pub(crate) http1: bool,
+    pub(crate) early_data: bool,
+    pub(crate) fast_open: bool,
+    pub(crate) no_pq: bool,
     pub(crate) warm: usize,
     pub(crate) method: Method,
     pub(crate) body: Option<Bytes>,
@@ -96,6 +110,11 @@ struct Given {
     url: Option<String>,
     json: bool,
     serve: Option<PathBuf>,
+    listen: Option<SocketAddr>,
+    name_server: Option<SocketAddr>,
+    answers: Vec<IpAddr>,
+    ttl: Option<u32>,
+    delay_v6: Duration,
     /// The first option that only a URL gives a meaning to.
     needs_url: Option<&'static str>,
     count: Option<usize>,
@@ -103,6 +122,9 @@ struct Given {
     gap: Duration,
     new_connections: bool,
     http1: bool,
+    early_data: bool,
+    fast_open: bool,
+    no_pq: bool,
     warm: usize,
     method: Option<Method>,
     body: Option<Bytes>,
@@ -131,6 +153,11 @@ pub(crate) fn parse(mut parser: lexopt::Parser) -> Result<Command, String> {
                 given.serve = Some(value(&mut parser, "--serve")?.into());
                 continue;
             }
+            Long(option @ ("listen" | "name-server" | "answer" | "ttl" | "delay-v6")) => {
+                let option = option.to_owned();
+                given.site(&option, &mut parser)?;
+                continue;
+            }
             Value(url) if given.url.is_none() => {
                 given.url = Some(text(url, "the URL")?);
                 continue;
@@ -143,6 +170,18 @@ pub(crate) fn parse(mut parser: lexopt::Parser) -> Result<Command, String> {
             Long("h1") => {
                 given.http1 = true;
                 "--h1"
+            }
+            Long("early-data") => {
+                given.early_data = true;
+                "--early-data"
+            }
+            Long("fast-open") => {
+                given.fast_open = true;
+                "--fast-open"
+            }
+            Long("no-pq") => {
+                given.no_pq = true;
+                "--no-pq"
             }
             Short(short) => given.short(short, &mut parser)?,
             Long(long) => {
@@ -222,9 +261,28 @@ impl Given {
         }
     }
 
+    /// Options of `--serve`.
+    fn site(&mut self, name: &str, parser: &mut lexopt::Parser) -> Result<(), String> {
+        match name {
+            "listen" => self.listen = Some(number(parser, "--listen")?),
+            "name-server" => self.name_server = Some(number(parser, "--name-server")?),
+            "answer" => self.answers.push(number(parser, "--answer")?),
+            "ttl" => self.ttl = Some(number(parser, "--ttl")?),
+            _ => self.delay_v6 = Duration::from_millis(number(parser, "--delay-v6")?),
+        }
+        Ok(())
+    }
+
     fn finish(self) -> Result<Command, String> {
         if let Some(ca) = self.serve {
-            return Ok(Command::Serve { ca });
+            return Ok(Command::Serve(Site {
+                ca,
+                listen: self.listen,
+                name_server: self.name_server,
+                answers: self.answers,
+                ttl: self.ttl.unwrap_or(60),
+                delay_v6: self.delay_v6,
+            }));
         }
         let Some(url) = self.url else {
             return match self.needs_url {
@@ -248,6 +306,9 @@ impl Given {
             gap: self.gap,
             new_connections: self.new_connections,
             http1: self.http1,
+            early_data: self.early_data,
+            fast_open: self.fast_open,
+            no_pq: self.no_pq,
             warm: self.warm,
             method: self.method.unwrap_or(method),
             body: self.body,

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Instant;
 
+use firstbyte::tcp::TcpOptions;
 use firstbyte::tls::TlsOptions;
 use firstbyte::{Client, ConnectionPool, Error, Limits, Protocols, WarmReport};
 
@@ -100,7 +101,10 @@ fn tls(live: &Live) -> Result<TlsOptions, Trouble> {
             .map_err(|e| Trouble::Usage(format!("--keylog {}: {e}", path.display())))?;
         tls = tls.key_log_file(path);
     }
-    Ok(tls)
+    if live.no_pq {
+        tls = tls.post_quantum(false);
+    }
+    Ok(tls.early_data(live.early_data))
 }
 
 fn pool(live: &Live, tls: TlsOptions) -> Result<ConnectionPool, Error> {
@@ -112,7 +116,8 @@ fn pool(live: &Live, tls: TlsOptions) -> Result<ConnectionPool, Error> {
     let limits = defaults
         .max_connections(connections)
         .max_keepalive_connections(connections);
-    let mut builder = ConnectionPool::builder().limits(limits).tls(tls);
+    let tcp = TcpOptions::default().fast_open(live.fast_open);
+    let mut builder = ConnectionPool::builder().limits(limits).tls(tls).tcp(tcp);
     if live.http1 {
         builder = builder.protocols(Protocols::Http1);
     }

@@ -90,7 +90,7 @@ fn main() -> ExitCode {
             let report = Report::new(live.json);
             runtime.block_on(live::run(*live, report))
         }
-        Command::Serve { ca } => runtime.block_on(provider::serve(&ca)),
+        Command::Serve(site) => runtime.block_on(provider::serve(site)),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -4,8 +4,8 @@
 //! They run on threads of their own, so that the measured side does not wait for them more than it
 //! must.
 
-use std::net::SocketAddr;
-use std::path::Path;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use firstbyte::tls::TlsOptions;
@@ -110,19 +110,58 @@ impl Drop for Provider {
     }
 }
 
-/// Runs only the provider until interrupted, and says how to reach it.
+/// Where a provider of its own process listens, for runs over a network of one's own.
+#[derive(Debug)]
+pub(crate) struct Site {
+    pub(crate) ca: PathBuf,
+    /// Where the HTTPS server listens; a free port of 127.0.0.1 unless told.
+    pub(crate) listen: Option<SocketAddr>,
+    /// Where the name server listens; likewise.
+    pub(crate) name_server: Option<SocketAddr>,
+    /// What the name leads to.
+    pub(crate) answers: Vec<IpAddr>,
+    pub(crate) ttl: u32,
+    /// How long AAAA answers are held back.
+    pub(crate) delay_v6: Duration,
+}
+
+/// Runs only the provider until interrupted, and says how to reach it. It holds nothing back but what
+/// the site says.
 ///
 /// # Errors
 /// The certificate could not be written.
-pub(crate) async fn serve(ca: &Path) -> Result<(), Trouble> {
-    let provider = Provider::start().await?;
-    std::fs::write(ca, provider.pki.ca_pem())
-        .map_err(|e| Trouble::Failed(format!("{}: {e}", ca.display())))?;
+pub(crate) async fn serve(site: Site) -> Result<(), Trouble> {
+    let pki = Pki::new();
+    let mut server = Server::builder()
+        .tls(&pki, &[HOST])
+        .handler(|_request| Reply::ok().body(BODY));
+    if let Some(addr) = site.listen {
+        server = server.bind(addr);
+    }
+    let server = server.start().await;
+    let dns = match site.name_server {
+        Some(addr) => DnsServer::start_at(addr).await,
+        None => DnsServer::start().await,
+    };
+    let answers = match site.answers {
+        none if none.is_empty() => vec![IpAddr::from([127, 0, 0, 1])],
+        some => some,
+    };
+    for family in [Family::V4, Family::V6] {
+        let of_family = |ip: &&IpAddr| ip.is_ipv4() == (family == Family::V4);
+        let ips: Vec<IpAddr> = answers.iter().filter(of_family).copied().collect();
+        if !ips.is_empty() {
+            dns.records(HOST, family, &ips, site.ttl);
+        }
+    }
+    dns.delay(HOST, Family::V6, site.delay_v6);
+    std::fs::write(&site.ca, pki.ca_pem())
+        .map_err(|e| Trouble::Failed(format!("{}: {e}", site.ca.display())))?;
     println!(
         "{} --dns {} --ca {}",
-        provider.url(PATH),
-        provider.dns_addr(),
-        ca.display()
+        server.url(PATH),
+        dns.addr(),
+        site.ca.display()
     );
     tokio::signal::ctrl_c()
         .await

@@ -10,14 +10,15 @@ use tokio::io::{AsyncBufRead, AsyncWrite};
 use tokio::time::timeout;
 use tokio_rustls::client::TlsStream;
 
-use crate::clock::deadline;
+use crate::clock::{deadline, now};
 use crate::dns::Dns;
 use crate::error::{Error, ErrorKind};
 use crate::event::{DialEvent, DialRecorder};
 use crate::http1::{Forward, Http1};
 use crate::http2::{self, Driver, Http2, Http2Options};
-use crate::io::{BoxFuture, Carrier, Dial, DialTarget, Transport, Wire};
+use crate::io::{BoxFuture, Carrier, Dial, DialTarget, PeerAddr, Transport, Wire};
 use crate::proxy::{self, ProxyScheme};
+use crate::sync::lock;
 use crate::tcp::{self, SocketWatch};
 use crate::timing::{Phase, TcpFacts, TlsFacts};
 use crate::tls::{self, HandshakeError, OriginTls, RaceTickets};
@@ -269,8 +270,8 @@ enum ReachedWhat {
 }
 
 /// The wire over a transport, and what can be said about its other end.
-fn wired(transport: Transport) -> (OtherEnd, Wire<Transport>) {
-    let addr = transport.peer_addr();
+fn wired(transport: Transport, addr: Option<PeerAddr>) -> (OtherEnd, Wire<Transport>) {
+    let addr = addr.or_else(|| transport.peer_addr());
     let (socket, guard) = match &transport {
         Transport::Tcp(stream) => Some(SocketWatch::new(stream)).unzip(),
         _ => (None, None),
@@ -287,7 +288,7 @@ async fn reach(
     learned: Learned,
 ) -> Result<Reached, Error> {
     if let FirstHop::Unix(path) = &plan.first_hop {
-        let (end, wire) = wired(reach_unix(path, recorder).await?);
+        let (end, wire) = wired(reach_unix(path, recorder).await?, None);
         return Ok(Reached {
             end,
             tcp: None,
@@ -317,12 +318,18 @@ async fn reach(
                 opened => opened,
             };
             let (transport, tcp) = transport.map_err(AttemptError::Transport)?;
-            let (end, wire) = wired(transport);
+            // With Fast Open the socket does not know its peer yet.
+            let ours = tcp.is_some().then_some(PeerAddr::Ip(addr));
+            let (end, wire) = wired(transport, ours);
+            let fast_open = tcp.as_ref().is_some_and(|facts| facts.fast_open);
             let what = match through {
                 None => ReachedWhat::Wire(wire),
                 Some(tls) => {
-                    progress.established();
+                    progress.established(fast_open);
                     let secured = secure(tls, &tickets, wire, learned).await;
+                    if fast_open && !end.is_syn_data_acked() {
+                        lock(&plan.memory).fast_open_failed(now());
+                    }
                     let (stream, facts) = secured.map_err(|e| match e {
                         HandshakeError::Lost(error) => AttemptError::HandshakeLost(error),
                         HandshakeError::Refused(error) => AttemptError::Final(error),
@@ -365,7 +372,9 @@ async fn open(
         return Ok((dialer.dial(target).await?, None));
     }
     // The first bytes of plain http are a request, which must not be delivered twice.
-    let fast_open = plan.tcp.fast_open && matches!(plan.security, Security::Tls(_));
+    let fast_open = plan.tcp.fast_open
+        && matches!(plan.security, Security::Tls(_))
+        && lock(&plan.memory).may_fast_open(now());
     let (stream, facts) = tcp::connect(target.addr, &plan.tcp, fast_open).await?;
     Ok((Transport::Tcp(stream), Some(facts)))
 }

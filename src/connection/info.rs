@@ -42,6 +42,14 @@ pub(super) struct OtherEnd {
     pub(super) socket: Option<SocketWatch>,
 }
 
+impl OtherEnd {
+    /// The peer took the data that came with our SYN. Under early data it has not had the time.
+    pub(super) fn is_syn_data_acked(&self) -> bool {
+        let info = self.socket.as_ref().and_then(SocketWatch::info);
+        info.is_none_or(|info| info.syn_data_acked || info.bytes_received == Some(0))
+    }
+}
+
 /// Facts about one connection. Cheap to clone; outlives the connection.
 #[derive(Clone)]
 pub struct ConnectionInfo {

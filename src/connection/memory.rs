@@ -8,6 +8,8 @@ const FAILED_FOR: Duration = Duration::from_secs(60);
 /// For how long the last winner comes first. Then the others get their chance again: a family that
 /// was broken may work by now.
 const WINNER_FOR: Duration = Duration::from_secs(600);
+/// For how long Fast Open is left alone after it failed.
+const NO_FAST_OPEN_FOR: Duration = Duration::from_secs(600);
 /// Failed addresses remembered; an answer has no more than that.
 const MAX_FAILED: usize = 16;
 
@@ -17,6 +19,8 @@ pub(crate) struct Memory {
     winner: Option<(IpAddr, Instant)>,
     rtt: Option<Duration>,
     failed: Vec<(IpAddr, Instant)>,
+    /// A SYN with data got lost or was not taken.
+    no_fast_open: Option<Instant>,
 }
 
 /// What a race should know when it begins.
@@ -28,12 +32,22 @@ pub(crate) struct Known {
 }
 
 impl Memory {
-    /// The connection is there; `rtt` is what its TCP handshake took.
-    pub(crate) fn won(&mut self, ip: IpAddr, rtt: Duration, now: Instant) {
+    /// The connection is there; `rtt` is what its TCP handshake took, if it was waited for.
+    pub(crate) fn won(&mut self, ip: IpAddr, rtt: Option<Duration>, now: Instant) {
         self.failed.retain(|(failed, _)| *failed != ip);
         self.winner = Some((ip, now));
         // The shortest seen counts: a longer one has waited for something else too.
-        self.rtt = Some(self.rtt.map_or(rtt, |known| known.min(rtt)));
+        self.rtt = self.rtt.into_iter().chain(rtt).min();
+    }
+
+    /// Data in a SYN was not acknowledged: on this path it costs a retransmission and gains nothing.
+    pub(crate) fn fast_open_failed(&mut self, now: Instant) {
+        self.no_fast_open = Some(now);
+    }
+
+    pub(crate) fn may_fast_open(&self, now: Instant) -> bool {
+        self.no_fast_open
+            .is_none_or(|failed| now >= failed + NO_FAST_OPEN_FOR)
     }
 
     /// The address refused, did not answer, or was overtaken by one that was tried later.
@@ -74,23 +88,26 @@ mod tests {
         let ms = Duration::from_millis;
         let mut memory = Memory::default();
         memory.failed(a, at(0));
-        memory.won(b, ms(30), at(1));
-        memory.won(b, ms(50), at(2));
+        memory.won(b, Some(ms(30)), at(1));
+        memory.won(b, Some(ms(50)), at(2));
         let known = memory.known(at(59));
         assert_eq!((known.winner, known.rtt), (Some(b), Some(ms(30))));
         assert_eq!(known.failed, [a]);
         assert!(memory.known(at(60)).failed.is_empty());
         assert_eq!(memory.known(at(601)).winner, Some(b));
         assert_eq!(memory.known(at(602)).winner, None);
-        memory.won(a, ms(9), at(603));
+        memory.won(a, None, at(603));
         memory.failed(a, at(604));
         let known = memory.known(at(604));
         assert_eq!(
             (known.winner, known.rtt, known.failed),
             (None, None, vec![a])
         );
-        memory.won(a, ms(9), at(605));
+        memory.won(a, Some(ms(9)), at(605));
         assert!(memory.known(at(606)).failed.is_empty(), "a win forgives");
+        assert!(memory.may_fast_open(at(0)));
+        memory.fast_open_failed(at(10));
+        assert!(!memory.may_fast_open(at(609)) && memory.may_fast_open(at(610)));
         for n in 0..=255 {
             memory.failed(IpAddr::from([10, 1, 0, n]), at(700));
         }

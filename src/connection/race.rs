@@ -162,6 +162,8 @@ impl HappyEyeballs {
     /// TCP is established and took `rtt`; what is left of the attempt needs some round trips more.
     fn established(&mut self, rtt: Duration, now: Instant) {
         const LEAST: Duration = Duration::from_millis(250);
+        // With Fast Open nothing was measured just now.
+        let rtt = rtt.max(self.known.rtt.unwrap_or_default());
         let patience = now + LEAST.max(rtt * 4);
         self.next_at = Some(self.next_at.map_or(patience, |at| at.max(patience)));
     }
@@ -234,8 +236,10 @@ pub(crate) struct Progress {
 }
 
 impl Progress {
-    pub(crate) fn established(&self) {
-        self.recorder.emit(DialEvent::Established(self.addr));
+    pub(crate) fn established(&self, fast_open: bool) {
+        let addr = self.addr;
+        let event = DialEvent::Established { addr, fast_open };
+        self.recorder.emit(event);
         self.established.store(true, Ordering::Release);
     }
 }
@@ -311,6 +315,7 @@ where
     let mut answers = Answers::new(allow);
     let mut first_error = None;
     let mut tried = 0;
+    let mut waited = false;
     for family in [Family::V6, Family::V4] {
         if let Some(outcome) = lookup.outcome(family) {
             eyeballs.arrived(family, answers.take(family, outcome), now());
@@ -349,6 +354,7 @@ where
             }
             Step::Wait(until) => until,
         };
+        waited |= tried == 0;
         tokio::select! {
             biased;
             happened = any(&mut running) => match happened {
@@ -387,7 +393,7 @@ where
     }
     recorder.emit(DialEvent::LookupEnd(DnsFacts {
         source: lookup.source(),
-        queried: lookup.is_query(),
+        queried: waited && lookup.is_query(),
         ttl: answers.ttl,
         answers: answers.addrs,
     }));
@@ -404,9 +410,7 @@ fn remember<F>(
 ) {
     let at = now();
     let mut memory = lock(memory);
-    if let Some(rtt) = recorder.tcp_rtt() {
-        memory.won(winner.addr.ip(), rtt, at);
-    }
+    memory.won(winner.addr.ip(), recorder.tcp_rtt(), at);
     for overtaken in losers.iter().filter(|loser| loser.began < winner.began) {
         memory.failed(overtaken.addr.ip(), at);
     }
@@ -550,7 +554,7 @@ mod tests {
             let peer = *peer;
             async move {
                 tokio::time::sleep(Duration::from_millis(peer.rtt)).await;
-                progress.established();
+                progress.established(false);
                 match peer.tls {
                     Some(tls) => tokio::time::sleep(Duration::from_millis(tls)).await,
                     None => std::future::pending().await,

@@ -40,10 +40,21 @@ pub(crate) struct Hit {
 enum Entry {
     Addresses(Addresses),
     /// No such name, no address, or a failure with nothing to fall back on.
-    Nothing {
-        error: ResolveError,
-        until: Instant,
-    },
+    Nothing(Nothing),
+}
+
+#[derive(Debug)]
+struct Nothing {
+    error: ResolveError,
+    fetched: Instant,
+    ttl: Duration,
+    used: bool,
+}
+
+impl Nothing {
+    fn expires(&self) -> Instant {
+        deadline(self.fetched, self.ttl)
+    }
 }
 
 #[derive(Debug)]
@@ -108,11 +119,14 @@ impl Cache {
         let known = self.names.get_mut(name)?;
         known.used = now;
         match known.entry(family).as_mut()? {
-            Entry::Nothing { error, until } if *until > now => Some(Hit {
-                outcome: Err(error.clone()),
-                refresh: false,
-            }),
-            Entry::Nothing { .. } => None,
+            Entry::Nothing(nothing) if nothing.expires() > now => {
+                nothing.used = true;
+                Some(Hit {
+                    outcome: Err(nothing.error.clone()),
+                    refresh: false,
+                })
+            }
+            Entry::Nothing(_) => None,
             Entry::Addresses(found) => {
                 let expires = found.expires();
                 let is_failing = found.failures > 0;
@@ -166,11 +180,12 @@ impl Cache {
         } else {
             self.options.failure_ttl
         };
-        let until = deadline(now, keep);
-        let nothing = Entry::Nothing {
+        let nothing = Entry::Nothing(Nothing {
             error: error.clone(),
-            until,
-        };
+            fetched: now,
+            ttl: keep,
+            used: false,
+        });
         self.keep(name, family, (!keep.is_zero()).then_some(nothing), now);
         Err(error)
     }
@@ -223,6 +238,12 @@ impl Cache {
     pub(crate) fn next_refresh(&mut self, name: &str, family: Family) -> Option<Instant> {
         match self.names.get_mut(name)?.entry(family) {
             Some(Entry::Addresses(found)) => next_refresh(&self.options, found),
+            // A host without addresses of one family is as warm as any other.
+            Some(Entry::Nothing(nothing))
+                if nothing.error.kind() == ResolveErrorKind::NoAddress =>
+            {
+                ahead(&self.options, nothing.fetched, nothing.ttl)
+            }
             _ => None,
         }
     }
@@ -234,7 +255,8 @@ impl Cache {
         };
         match known.entry(family) {
             Some(Entry::Addresses(found)) => std::mem::take(&mut found.used),
-            _ => false,
+            Some(Entry::Nothing(nothing)) => std::mem::take(&mut nothing.used),
+            None => false,
         }
     }
 
@@ -287,7 +309,7 @@ impl Cache {
         }
         let stale = self.options.stale_if_error;
         let is_kept = |entry: &Entry| match entry {
-            Entry::Nothing { until, .. } => *until > now,
+            Entry::Nothing(nothing) => nothing.expires() > now,
             Entry::Addresses(found) => deadline(found.expires(), stale) > now,
         };
         let has_any = |name: &Name| name.v4.iter().chain(&name.v6).any(is_kept);
@@ -303,14 +325,15 @@ impl Cache {
 }
 
 fn next_refresh(options: &DnsOptions, found: &Addresses) -> Option<Instant> {
-    let percent = options.refresh_at_percent?;
     if found.failures > 0 {
-        return Some(found.retry_at);
+        return options.refresh_at_percent.map(|_| found.retry_at);
     }
-    Some(deadline(
-        found.fetched,
-        found.ttl * u32::from(percent) / 100,
-    ))
+    ahead(options, found.fetched, found.ttl)
+}
+
+fn ahead(options: &DnsOptions, fetched: Instant, ttl: Duration) -> Option<Instant> {
+    let percent = options.refresh_at_percent?;
+    Some(deadline(fetched, ttl * u32::from(percent) / 100))
 }
 
 /// The properties that the fuzz target asserts while it drives the cache with operations made of its

@@ -104,7 +104,7 @@ fn phase_after(event: &DialEvent, raced: bool) -> Option<Phase> {
         DialEvent::LookupStart => Some(Phase::Dns),
         DialEvent::ConnectStart(_) => Some(Phase::Tcp),
         DialEvent::ProxyStart => Some(Phase::Proxy),
-        DialEvent::TlsStart | DialEvent::Established(_) => Some(Phase::Tls),
+        DialEvent::TlsStart | DialEvent::Established { .. } => Some(Phase::Tls),
         DialEvent::ConnectEnd(..) if raced => Some(Phase::Tls),
         DialEvent::ProtocolStart => Some(Phase::Protocol),
         _ => None,
@@ -158,7 +158,14 @@ async fn live(life: &Life) -> RequestTiming {
             let mut events = vec![DialEvent::LookupStart, DialEvent::ConnectStart(addr)];
             let won = DialEvent::ConnectEnd(addr, AttemptOutcome::Won);
             if life.raced {
-                events.extend([DialEvent::Established(addr), won, DialEvent::TlsEnd(facts)]);
+                events.extend([
+                    DialEvent::Established {
+                        addr,
+                        fast_open: false,
+                    },
+                    won,
+                    DialEvent::TlsEnd(facts),
+                ]);
             } else {
                 events.push(won);
                 if life.proxy {

@@ -132,6 +132,10 @@ async fn wait(
     limits: WaitLimits,
 ) -> Result<Grant, Error> {
     let since = place.since;
+    let stay = Stay {
+        since,
+        met_limit: place.met_limit,
+    };
     loop {
         let (covered, dial) = place.standing().unwrap_or((None, None));
         let alarm = Alarm::next(since, covered, limits);
@@ -147,14 +151,14 @@ async fn wait(
                 if now_covered != covered {
                     continue;
                 }
-                note(recorder, since, covered, None);
+                stay.note(recorder, covered, None);
                 return Err(alarm.error(recorder, covered, dial, &place));
             }
         };
         drop(dial);
         return match outcome {
             Ok(Ok(grant)) => {
-                note(recorder, since, grant.covered, grant.dial.as_deref());
+                stay.note(recorder, grant.covered, grant.dial.as_deref());
                 Ok(grant)
             }
             Ok(Err(Denied {
@@ -165,10 +169,10 @@ async fn wait(
                 match dial {
                     // It failed with this dial: its phases are what was waited for.
                     Some(dial) => {
-                        note_limit(recorder, since, covered.unwrap_or(since));
+                        stay.note_limit(recorder, covered.unwrap_or(since));
                         recorder.waiting(WaitCause::Dial, covered.unwrap_or(since), Some(dial));
                     }
-                    None => note(recorder, since, covered, None),
+                    None => stay.note(recorder, covered, None),
                 }
                 Err(error)
             }
@@ -177,34 +181,39 @@ async fn wait(
     }
 }
 
-/// Tells the recorder what was waited for. With the dial that served it, its phases explain the
-/// time from its start on.
-fn note(
-    recorder: &mut RequestRecorder,
+/// What a place in line tells of its time.
+#[derive(Clone, Copy)]
+struct Stay {
     since: Instant,
-    covered: Option<Instant>,
-    served_by: Option<&ConnectionTrace>,
-) {
-    let leave = now();
-    note_limit(recorder, since, covered.unwrap_or(leave));
-    let Some(enter) = covered else { return };
-    let leave = served_by.map_or(leave, |trace| trace.start.min(leave));
-    if leave > enter {
-        recorder.emit(RequestEvent::Waited(Waited {
-            why: WaitCause::Dial,
-            enter,
-            leave,
-        }));
-    }
+    met_limit: bool,
 }
 
-fn note_limit(recorder: &mut RequestRecorder, enter: Instant, leave: Instant) {
-    if leave > enter {
-        recorder.emit(RequestEvent::Waited(Waited {
-            why: WaitCause::Limit,
-            enter,
-            leave,
-        }));
+impl Stay {
+    /// Tells the recorder what was waited for. With the dial that served it, its phases explain the
+    /// time from its start on.
+    fn note(
+        self,
+        recorder: &mut RequestRecorder,
+        covered: Option<Instant>,
+        served_by: Option<&ConnectionTrace>,
+    ) {
+        let leave = now();
+        self.note_limit(recorder, covered.unwrap_or(leave));
+        let Some(enter) = covered else { return };
+        let leave = served_by.map_or(leave, |trace| trace.start.min(leave));
+        if leave > enter {
+            let why = WaitCause::Dial;
+            recorder.emit(RequestEvent::Waited(Waited { why, enter, leave }));
+        }
+    }
+
+    /// The time before a dial ran for it. If no limit forbade one, that was our own work.
+    fn note_limit(self, recorder: &mut RequestRecorder, leave: Instant) {
+        let enter = self.since;
+        if self.met_limit && leave > enter {
+            let why = WaitCause::Limit;
+            recorder.emit(RequestEvent::Waited(Waited { why, enter, leave }));
+        }
     }
 }
 

@@ -192,14 +192,16 @@ impl Host {
             self.count_waiting(1);
             ticket
         };
-        let place = Place {
+        let mut place = Place {
             host: self.clone(),
             ticket,
             receiver,
             since: at,
+            met_limit: false,
         };
         self.drive();
         if matches!(self.standing(ticket), Some((None, _))) {
+            place.met_limit = true;
             self.shared.counters.limit_hit();
         }
         Ok(Checkout::Line(place))
@@ -473,6 +475,8 @@ pub(crate) struct Place {
     ticket: Ticket,
     pub(crate) receiver: oneshot::Receiver<Outcome>,
     pub(crate) since: Instant,
+    /// No dial could be started for it at once.
+    pub(crate) met_limit: bool,
 }
 
 impl Place {

@@ -74,8 +74,19 @@ impl DnsServer {
         Self::start_on(false).await
     }
 
+    /// UDP and TCP on this address.
+    pub async fn start_at(addr: SocketAddr) -> Self {
+        let udp = UdpSocket::bind(addr).await.expect("the address is free");
+        let tcp = TcpListener::bind(addr).await.expect("the address is free");
+        Self::run(udp, tcp, true)
+    }
+
     async fn start_on(has_tcp: bool) -> Self {
         let (udp, tcp) = bind_both().await;
+        Self::run(udp, tcp, has_tcp)
+    }
+
+    fn run(udp: UdpSocket, tcp: TcpListener, has_tcp: bool) -> Self {
         let addr = udp.local_addr().expect("bound");
         let script = Arc::new(Script::new());
         let desk = Desk(Arc::clone(&script));
