@@ -238,26 +238,52 @@ impl Resolve for HickoryResolver {
             let in_file = Query::query(in_file, record_type);
             if let Some(found) = asked.hosts.lookup_static_host(&in_file) {
                 // The file may change at any time.
-                return Ok(Answer::new(addresses(found.answers()), None));
+                return Ok(Answer::new(
+                    reachable(found.query(), found.answers()).0,
+                    None,
+                ));
             }
             let lookup = asked.resolver.lookup(name, record_type);
             let lookup = lookup.await.map_err(classify)?;
-            let ttl = lookup.answers().iter().map(|record| record.ttl).min();
-            Ok(Answer::new(
-                addresses(lookup.answers()),
-                ttl.map(|s| Duration::from_secs(s.into())),
-            ))
+            let (addrs, ttl) = reachable(lookup.query(), lookup.answers());
+            Ok(Answer::new(addrs, ttl))
         })
     }
 }
 
-fn addresses(records: &[Record]) -> Vec<IpAddr> {
-    let address = |record: &Record| match &record.data {
+/// The addresses that the name asked for leads to, by aliases if need be, and the shortest time to
+/// live on the way. Whatever else stands in an answer may be somebody's wish (RFC 2181 §5.4.1).
+fn reachable(query: &Query, records: &[Record]) -> (Vec<IpAddr>, Option<Duration>) {
+    /// Aliases of aliases; hickory follows no more either.
+    const MAX_ALIASES: usize = 16;
+    let mut name = query.name();
+    let mut ttl = None;
+    for _ in 0..=MAX_ALIASES {
+        let mut own = records.iter().filter(|record| record.name == *name);
+        let addrs: Vec<IpAddr> = own.clone().filter_map(address).collect();
+        let shortest = own.clone().map(|record| record.ttl).min();
+        ttl = ttl.into_iter().chain(shortest).min();
+        if !addrs.is_empty() {
+            return (addrs, ttl.map(|s| Duration::from_secs(s.into())));
+        }
+        let alias = own.find_map(|record| match &record.data {
+            RData::CNAME(target) => Some(&target.0),
+            _ => None,
+        });
+        match alias {
+            Some(target) => name = target,
+            None => break,
+        }
+    }
+    (Vec::new(), None)
+}
+
+fn address(record: &Record) -> Option<IpAddr> {
+    match &record.data {
         RData::A(a) => Some(a.0.into()),
         RData::AAAA(aaaa) => Some(aaaa.0.into()),
         _ => None,
-    };
-    records.iter().filter_map(address).collect()
+    }
 }
 
 async fn build(config: Arc<Config>) -> Result<Asked, ResolveError> {

@@ -8,6 +8,7 @@
 //! | [`h1_peer`] | an HTTP/1 peer scripted byte by byte |
 //! | [`h2_peer`] | an HTTP/2 peer scripted frame by frame |
 //! | [`stall`] | peers that never get as far as HTTP |
+//! | [`raw_dns`] | a name server that answers with whatever bytes a test makes |
 //! | [`proxy`] | a proxy: CONNECT, absolute-form, SOCKS5, with TLS or without |
 //! | [`gate`] | what holds an answer back until the test says so |
 //! | [`port`], [`peer_io`] | what the peers have in common |
@@ -25,5 +26,6 @@ pub mod peer_io;
 pub mod pki;
 pub mod port;
 pub mod proxy;
+pub mod raw_dns;
 pub mod server;
 pub mod stall;
