@@ -3,8 +3,6 @@
 mod common;
 mod support;
 
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 
 use common::{DropAfter, eventually, in_time};
@@ -16,6 +14,7 @@ use firstbyte::{
 };
 use rustls::ServerConfig;
 use rustls::server::{ServerSessionMemoryCache, StoresServerSessions};
+use support::half_rtt::HalfRtt;
 use support::pki::{self, Pki};
 use support::server::{Builder, Server};
 
@@ -288,63 +287,13 @@ async fn impostor_may_have_read_early_data_and_the_error_says_so() {
     .await;
 }
 
-/// A server on a thread of its own that answers a request in early data at once, as large providers do. It notes who
-/// speaks: C the client, S the server, and A where the answer was made, one letter for each change.
-fn half_rtt_server(config: ServerConfig) -> (SocketAddr, std::thread::JoinHandle<[String; 2]>) {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let addr = listener.local_addr().unwrap();
-    let config = Arc::new(config);
-    let thread = std::thread::spawn(move || {
-        [(); 2].map(|()| {
-            let (mut tcp, _) = listener.accept().unwrap();
-            serve_half_rtt(&mut tcp, config.clone())
-        })
-    });
-    (addr, thread)
-}
-
-fn serve_half_rtt(tcp: &mut std::net::TcpStream, config: Arc<ServerConfig>) -> String {
-    let mut session = rustls::ServerConnection::new(config).unwrap();
-    let mut flights = String::new();
-    let mut request = Vec::new();
-    let mut note = |who| {
-        if !flights.ends_with(who) {
-            flights.push(who);
-        }
-    };
-    loop {
-        while session.wants_write() {
-            note('S');
-            session.write_tls(tcp).unwrap();
-        }
-        match session.read_tls(tcp) {
-            Ok(0) | Err(_) => return flights,
-            Ok(_) => note('C'),
-        }
-        if session.process_new_packets().is_err() {
-            return flights;
-        }
-        if let Some(mut early) = session.early_data() {
-            let _ = early.read_to_end(&mut request);
-        }
-        let _ = session.reader().read_to_end(&mut request);
-        if request.ends_with(b"\r\n\r\n") {
-            request.clear();
-            note('A');
-            let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
-            session.writer().write_all(answer).unwrap();
-        }
-    }
-}
-
 #[tokio::test]
 async fn answer_to_early_data_takes_one_round_trip() {
     in_time(async {
         let pki = Pki::new();
         let storage: Arc<dyn StoresServerSessions> = ServerSessionMemoryCache::new(64);
-        let mut config = config(&pki, &["http/1.1"], &storage);
-        config.send_half_rtt_data = true;
-        let (addr, thread) = half_rtt_server(config);
+        let config = config(&pki, &["http/1.1"], &storage);
+        let server = HalfRtt::start(support::port::any(), config);
         let tls = TlsOptions::new()
             .builtin_roots(false)
             .add_root(pki.ca_der())
@@ -354,7 +303,7 @@ async fn answer_to_early_data_takes_one_round_trip() {
             .tls(tls)
             .build()
             .unwrap();
-        let url = format!("https://api.test:{}", addr.port());
+        let url = format!("https://api.test:{}", server.addr().port());
         let client = pool.client_builder(url).build().unwrap();
         for expected in [EarlyData::NotOffered, EarlyData::Accepted] {
             let mut response = client.get("/").send().await.unwrap();
@@ -364,8 +313,10 @@ async fn answer_to_early_data_takes_one_round_trip() {
             pool.close_idle();
             eventually("it is closed", || pool.stats().open == 0).await;
         }
-        let flights = tokio::task::spawn_blocking(|| thread.join().unwrap());
-        let [full, early] = flights.await.unwrap();
+        let flights = server.flights();
+        let [full, early] = &flights[..] else {
+            panic!("{flights:?}")
+        };
         assert!(full.starts_with("CSCAS"), "two round trips: {full}");
         assert!(early.starts_with("CAS"), "one round trip: {early}");
     })

@@ -48,6 +48,7 @@ Only the provider, until interrupted:
       --answer IP       what the name leads to; repeatable
       --ttl S           for how long (default 60)
       --delay-v6 MS     hold AAAA answers back
+      --half-rtt        answer early data with the first flight, over HTTP/1.1
 
 JSON, in milliseconds, `null` for what did not happen. As each request ends:
   {\"type\":\"request\",\"url\",\"method\",\"status\",\"version\":\"h2|http/1.1\",
@@ -114,6 +115,7 @@ struct Given {
     name_server: Option<SocketAddr>,
     answers: Vec<IpAddr>,
     ttl: Option<u32>,
+    half_rtt: bool,
     delay_v6: Duration,
     /// The first option that only a URL gives a meaning to.
     needs_url: Option<&'static str>,
@@ -151,6 +153,10 @@ pub(crate) fn parse(mut parser: lexopt::Parser) -> Result<Command, String> {
             }
             Long("serve") => {
                 given.serve = Some(value(&mut parser, "--serve")?.into());
+                continue;
+            }
+            Long("half-rtt") => {
+                given.half_rtt = true;
                 continue;
             }
             Long(option @ ("listen" | "name-server" | "answer" | "ttl" | "delay-v6")) => {
@@ -281,6 +287,7 @@ impl Given {
                 name_server: self.name_server,
                 answers: self.answers,
                 ttl: self.ttl.unwrap_or(60),
+                half_rtt: self.half_rtt,
                 delay_v6: self.delay_v6,
             }));
         }

@@ -9,10 +9,13 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use firstbyte::tls::TlsOptions;
+use rustls::server::ServerSessionMemoryCache;
 
 use crate::Trouble;
 use crate::support::dns::{DnsServer, Family};
-use crate::support::pki::Pki;
+use crate::support::half_rtt::HalfRtt;
+use crate::support::pki::{self, Pki};
+use crate::support::port;
 use crate::support::server::{Counts, Reply, Server};
 
 /// How long each DNS answer is held back.
@@ -121,6 +124,8 @@ pub(crate) struct Site {
     /// What the name leads to.
     pub(crate) answers: Vec<IpAddr>,
     pub(crate) ttl: u32,
+    /// Answer early data with the first flight, over HTTP/1.1.
+    pub(crate) half_rtt: bool,
     /// How long AAAA answers are held back.
     pub(crate) delay_v6: Duration,
 }
@@ -132,13 +137,25 @@ pub(crate) struct Site {
 /// The certificate could not be written.
 pub(crate) async fn serve(site: Site) -> Result<(), Trouble> {
     let pki = Pki::new();
-    let mut server = Server::builder()
-        .tls(&pki, &[HOST])
-        .handler(|_request| Reply::ok().body(BODY));
-    if let Some(addr) = site.listen {
-        server = server.bind(addr);
-    }
-    let server = server.start().await;
+    let listen = site.listen.unwrap_or_else(port::any);
+    let config = pki::server_config(&pki.server(&[HOST]), &["h2", "http/1.1"]);
+    let config = pki::with_early_data(config, ServerSessionMemoryCache::new(1024));
+    // Kept until the end: a server that is dropped stops.
+    let mut _server = None;
+    let addr = if site.half_rtt {
+        HalfRtt::start(listen, config).addr()
+    } else {
+        let server = Server::builder()
+            .tls_config(config)
+            .host(HOST)
+            .handler(|_request| Reply::ok().body(BODY))
+            .bind(listen)
+            .start()
+            .await;
+        let addr = server.addr();
+        _server = Some(server);
+        addr
+    };
     let dns = match site.name_server {
         Some(addr) => DnsServer::start_at(addr).await,
         None => DnsServer::start().await,
@@ -158,8 +175,8 @@ pub(crate) async fn serve(site: Site) -> Result<(), Trouble> {
     std::fs::write(&site.ca, pki.ca_pem())
         .map_err(|e| Trouble::Failed(format!("{}: {e}", site.ca.display())))?;
     println!(
-        "{} --dns {} --ca {}",
-        server.url(PATH),
+        "https://{HOST}:{}{PATH} --dns {} --ca {}",
+        addr.port(),
         dns.addr(),
         site.ca.display()
     );

@@ -7,6 +7,7 @@
 //! | [`server`] | a sound HTTP server (hyper's) that counts everything |
 //! | [`h1_peer`] | an HTTP/1 peer scripted byte by byte |
 //! | [`h2_peer`] | an HTTP/2 peer scripted frame by frame |
+//! | [`half_rtt`] | a server that answers early data with its first flight |
 //! | [`stall`] | peers that never get as far as HTTP |
 //! | [`raw_dns`] | a name server that answers with whatever bytes a test makes |
 //! | [`proxy`] | a proxy: CONNECT, absolute-form, SOCKS5, with TLS or without |
@@ -22,6 +23,7 @@ pub mod dns;
 pub mod gate;
 pub mod h1_peer;
 pub mod h2_peer;
+pub mod half_rtt;
 pub mod peer_io;
 pub mod pki;
 pub mod port;
