@@ -20,6 +20,7 @@ use common::{HOST, World, get, on_own_thread, runtime};
 fn phases(c: &mut Criterion) {
     let mut group = c.benchmark_group("phases");
     dns_cached(&mut group);
+    dns_refreshing(&mut group);
     dns_uncached(&mut group);
     tcp_connect(&mut group);
     tls_full(&mut group);
@@ -39,6 +40,25 @@ fn dns_cached(group: &mut Group<'_>) {
         Protocols::Http1,
         Phase::Dns,
         |trace| source(trace) == DnsSource::Cache,
+    );
+}
+
+/// Every look-up finds an answer whose time is over: it is used at once, and asked for anew behind it.
+fn dns_refreshing(group: &mut Group<'_>) {
+    let dns = name_server(1);
+    let soon = Duration::from_nanos(1);
+    let options = DnsOptions::default()
+        .min_ttl(soon)
+        .max_ttl(soon)
+        .refresh_at_percent(None);
+    let world = World::plain(asking_with(&dns, options));
+    measure(
+        group,
+        "dns_stale_while_refreshing",
+        &world,
+        Protocols::Http1,
+        Phase::Dns,
+        |trace| source(trace) == DnsSource::Stale,
     );
 }
 
@@ -105,8 +125,11 @@ fn name_server(ttl: u32) -> DnsServer {
 
 /// A pool that asks this name server, and forgets a "no such record" no sooner than an address.
 fn asking(dns: &DnsServer) -> firstbyte::ConnectionPoolBuilder {
-    let options = DnsOptions::default();
-    let longest = options.max_ttl;
+    asking_with(dns, DnsOptions::default())
+}
+
+fn asking_with(dns: &DnsServer, options: DnsOptions) -> firstbyte::ConnectionPoolBuilder {
+    let longest = DnsOptions::default().max_ttl;
     ConnectionPool::builder()
         .name_servers([dns.addr()])
         .dns(options.negative_ttl(longest))

@@ -400,6 +400,29 @@ async fn burst_of_reconnects_is_resumed_while_tickets_last() {
     .await;
 }
 
+#[tokio::test]
+async fn key_log_is_written_only_where_it_was_asked_for() {
+    in_time(async {
+        let world = World::new().await;
+        let url = world.server.url("/");
+        let path = std::env::temp_dir().join(format!("firstbyte-{}.keys", std::process::id()));
+        get(&world, &url, trusting(&world)).await.unwrap();
+        assert!(!path.exists());
+        let logged = trusting(&world).key_log_file(&path);
+        get(&world, &url, logged).await.unwrap();
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert!(text.contains("CLIENT_TRAFFIC_SECRET_0 "), "{text}");
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt;
+            let mode = std::fs::metadata(&path).unwrap().permissions().mode();
+            assert_eq!(mode & 0o077, 0, "nobody else may read it");
+        }
+        std::fs::remove_file(&path).unwrap();
+    })
+    .await;
+}
+
 #[cfg(feature = "platform-verifier")]
 #[tokio::test]
 async fn platform_verifier_trusts_the_roots_that_are_added() {

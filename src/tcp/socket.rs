@@ -304,6 +304,30 @@ mod tests {
 
     #[cfg(target_os = "linux")]
     #[tokio::test]
+    async fn options_that_need_a_capability_apply_or_are_reported() {
+        let (_listener, addr) = listener().await;
+        let options = TcpOptions::default()
+            .mark(7)
+            .busy_poll(Duration::from_micros(50));
+        let (stream, facts) = connect(addr, &options, false).await.unwrap();
+        let socket = SockRef::from(&stream);
+        let unapplied = |name| facts.unapplied.iter().any(|u| u.option == name);
+        for (name, is_set) in [
+            ("mark", socket.mark().is_ok_and(|mark| mark == 7)),
+            ("busy_poll", socket.busy_poll().is_ok_and(|us| us == 50)),
+        ] {
+            assert_ne!(is_set, unapplied(name), "{name}: {facts:?}");
+        }
+        let denied = facts.unapplied.iter().map(|u| u.error);
+        assert!(
+            denied
+                .into_iter()
+                .all(|e| e == io::ErrorKind::PermissionDenied)
+        );
+    }
+
+    #[cfg(target_os = "linux")]
+    #[tokio::test]
     async fn what_does_not_apply_is_reported_and_the_way_out_is_not_guessed() {
         let (_listener, addr) = listener().await;
         let options = TcpOptions::default().congestion("no-such-thing");
