@@ -164,8 +164,8 @@ impl ConnectionPool {
         Error: From<O::Error>,
     {
         let origin = origin.try_into()?;
-        let host = self.pool.host(&origin, &self.defaults.connect)?;
-        Ok(warm(&host, n).await)
+        let route = Route::new(origin, self.defaults.connect.clone())?;
+        Ok(warm(&route.host(&self.pool)?, n).await)
     }
 
     /// Statistics, now.

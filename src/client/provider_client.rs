@@ -66,8 +66,7 @@ impl Client {
     /// # Errors
     /// Invalid without a tokio runtime. What a dial failed with is in the report.
     pub async fn warm(&self, n: usize) -> Result<WarmReport, Error> {
-        let route = &self.core.route;
-        let host = self.core.pool.host(&route.origin, &route.options)?;
+        let host = self.core.route.host(&self.core.pool)?;
         Ok(warm(&host, n).await)
     }
 

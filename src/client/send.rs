@@ -8,12 +8,14 @@
 //! ```
 
 use std::future::Future;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwapOption;
 use http::StatusCode;
 use http::uri::Authority;
+use tokio::runtime::{Handle, Id as RuntimeId};
 
 use crate::body::Body;
 use crate::clock::{deadline, now};
@@ -23,7 +25,7 @@ use crate::event::{RequestEvent, RequestRecorder};
 use crate::http1::RequestHead;
 use crate::metrics::{Counters, Served};
 use crate::origin::Origin;
-use crate::pool::{Acquire, H1Lease, H2Lease, Lease, Pool, WaitLimits, acquire};
+use crate::pool::{Acquire, H1Lease, H2Lease, Host, Lease, Pool, WaitLimits, acquire};
 use crate::timing::Phase;
 
 use super::options::{CallOptions, RetryPolicy, Timeouts};
@@ -32,12 +34,21 @@ use super::response_body::{FinishedCall, ResponseBody};
 use super::retry::{Failure, Tries, Verdict};
 
 /// Where requests of one origin and one set of options go.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct Route {
     pub(crate) origin: Origin,
     pub(crate) origin_text: Arc<str>,
     pub(crate) authority: Authority,
     pub(crate) options: Arc<ConnectOptions>,
+    /// The origin in the pool, as found last: on the warm path nobody makes a key or hashes it. It does
+    /// not keep the origin alive.
+    found: ArcSwapOption<Found>,
+}
+
+#[derive(Debug)]
+struct Found {
+    runtime: RuntimeId,
+    host: Weak<Host>,
 }
 
 impl Route {
@@ -49,7 +60,31 @@ impl Route {
             origin,
             authority,
             options,
+            found: ArcSwapOption::empty(),
         })
+    }
+
+    /// The origin in the pool, for the runtime we are on.
+    ///
+    /// # Errors
+    /// Invalid: no runtime, options that do not fit the origin.
+    pub(crate) fn host(&self, pool: &Pool) -> Result<Arc<Host>, Error> {
+        let runtime = Handle::try_current()
+            .map_err(|e| Error::invalid("no tokio runtime is running here").with_source(e))?;
+        let id = runtime.id();
+        if let Some(found) = &*self.found.load()
+            && found.runtime == id
+            && let Some(host) = found.host.upgrade()
+            && !host.is_removed()
+        {
+            return Ok(host);
+        }
+        let host = pool.host(&self.origin, &self.options, runtime)?;
+        self.found.store(Some(Arc::new(Found {
+            runtime: id,
+            host: Arc::downgrade(&host),
+        })));
+        Ok(host)
     }
 }
 
@@ -137,7 +172,7 @@ pub(crate) async fn send(
         call.connection = None;
         let (this_body, rest) = body.take().unwrap_or_default().for_attempt();
         let mut this_body = Some(this_body);
-        let find = || pool.host(&route.origin, &route.options);
+        let find = || route.host(pool);
         let how = if fresh { Acquire::Fresh } else { Acquire::Any };
         // What may be replayed must be there to be sent again.
         let may_be_early = early && rest.is_some();

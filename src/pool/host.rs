@@ -60,8 +60,6 @@ pub(crate) enum Checkout {
 pub(super) struct Books {
     pub(super) state: State,
     pub(super) live: Vec<Live>,
-    /// Taken off the registry: nobody finds it any more.
-    pub(super) removed: bool,
 }
 
 /// One origin with one set of options on one runtime.
@@ -78,6 +76,8 @@ pub(crate) struct Host {
     pub(super) waiting: AtomicUsize,
     /// Tells DNS that the name is in use, though nobody looks it up.
     name_use: Option<Arc<NameUse>>,
+    /// Taken off the registry: nobody finds it any more. Set under the lock of the books.
+    pub(super) removed: AtomicBool,
     /// It stands in the line for a permit.
     pub(super) blocked: AtomicBool,
     pub(super) this: Weak<Self>,
@@ -121,7 +121,6 @@ impl Host {
             books: Mutex::new(Books {
                 state: HostState::new(plan.known_protocol(), now()),
                 live: Vec::new(),
-                removed: false,
             }),
             key,
             plan: Arc::new(plan),
@@ -129,6 +128,7 @@ impl Host {
             janitor,
             runtime,
             waiting: AtomicUsize::new(0),
+            removed: AtomicBool::new(false),
             blocked: AtomicBool::new(false),
             this: this.clone(),
         })
@@ -144,10 +144,9 @@ impl Host {
         if let Some(name_use) = &self.name_use {
             name_use.mark();
         }
-        let (sender, receiver) = oneshot::channel();
-        let ticket = {
+        let (ticket, receiver) = {
             let mut books = lock(&self.books);
-            if books.removed {
+            if self.is_removed() {
                 return Ok(Checkout::Gone);
             }
             // Looked at under the lock: shutdown empties every line after it closed the pool.
@@ -188,9 +187,10 @@ impl Host {
                 .at(Phase::Queue)
                 .with_origin(self.plan.origin_text.clone()));
             }
+            let (sender, receiver) = oneshot::channel();
             let ticket = state.enqueue(sender, early, at);
             self.count_waiting(1);
-            ticket
+            (ticket, receiver)
         };
         let mut place = Place {
             host: self.clone(),
@@ -249,6 +249,11 @@ impl Host {
         } else {
             ConnectionUse::Idle
         }
+    }
+
+    /// Nobody finds it any more.
+    pub(crate) fn is_removed(&self) -> bool {
+        self.removed.load(Ordering::Acquire)
     }
 
     /// Whether somebody is in line, for who has just given something back.

@@ -34,6 +34,7 @@ mod upkeep;
 mod warm;
 
 pub(crate) use acquire::{Acquire, WaitLimits, acquire};
+pub(crate) use host::Host;
 pub(crate) use lease::{H1Lease, H2Lease, Lease, UpgradedLease};
 pub use limits::Limits;
 pub(crate) use registry::{Pool, PoolConfig};

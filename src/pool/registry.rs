@@ -90,17 +90,16 @@ impl Pool {
         self.registry.shared.deps.dialer.is_some()
     }
 
-    /// The origin with these options on the current runtime.
+    /// The origin with these options on this runtime.
     ///
     /// # Errors
-    /// Invalid: no runtime, options that do not fit the origin.
+    /// Invalid: options that do not fit the origin.
     pub(crate) fn host(
         &self,
         origin: &Origin,
         options: &Arc<ConnectOptions>,
+        runtime: Handle,
     ) -> Result<Arc<Host>, Error> {
-        let runtime = Handle::try_current()
-            .map_err(|e| Error::invalid("no tokio runtime is running here").with_source(e))?;
         let key = Key::new(origin.clone(), options.clone(), runtime.id());
         self.registry.host(key, runtime)
     }

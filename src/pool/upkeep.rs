@@ -129,9 +129,11 @@ impl Host {
 
     /// Takes it off the books if nothing but memories is left since `before`.
     pub(crate) fn remove_if_unused(&self, before: Instant) -> bool {
-        let mut books = lock(&self.books);
+        let books = lock(&self.books);
         let unused = books.state.is_unused() && books.state.last_used <= before;
-        books.removed |= unused;
+        if unused {
+            self.removed.store(true, Ordering::Release);
+        }
         unused
     }
 }
