@@ -84,6 +84,7 @@ impl DialRecorder {
                     end: None,
                     outcome: None,
                 });
+                split_race(trace);
             }
             DialEvent::Established { addr, fast_open } => {
                 if let Some(attempt) = running(trace, addr) {
@@ -168,7 +169,13 @@ fn split_race(trace: &mut ConnectionTrace) {
         }
         None => {
             let running = trace.attempts.iter().filter(|a| a.end.is_none());
-            let first = running.filter_map(|a| a.established).min();
+            let first = if running.clone().next().is_some() {
+                running.filter_map(|a| a.established).min()
+            } else {
+                // All have failed: how far the last one came.
+                let last = trace.attempts.iter().max_by_key(|a| a.end);
+                last.and_then(|a| a.established)
+            };
             (first, first.is_some())
         }
     };

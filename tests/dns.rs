@@ -303,12 +303,22 @@ async fn truncated_answer_is_asked_for_by_tcp_and_never_kept() {
 #[tokio::test]
 async fn hosts_file_comes_first_and_its_changes_are_noticed() {
     let hosts = File::new("hosts");
-    hosts.write("127.0.0.7 Hosted.test # a comment\n");
+    std::fs::write(
+        &hosts.0,
+        b"\xff\xfe nonsense\n127.0.0.7 Hosted.test # caf\xe9\n",
+    )
+    .unwrap();
     let unused = "127.0.0.1:9".parse().unwrap();
     let resolver = HickoryResolver::name_servers([unused]).hosts(&hosts.0);
     assert_eq!(
         ask(&resolver, "hosted.test").await.unwrap(),
         [IpAddr::from([127, 0, 0, 7])]
+    );
+    let other = resolver.resolve("hosted.test", dns::Family::V6).await;
+    assert_eq!(
+        other.unwrap_err().kind(),
+        ResolveErrorKind::NoAddress,
+        "nobody is asked for the other family"
     );
     hosts.write("127.0.0.88 hosted.test\n");
     tokio::time::pause();

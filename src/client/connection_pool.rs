@@ -132,8 +132,15 @@ impl ConnectionPool {
             .unwrap_or_default();
         let origin = Origin::from_uri(&parts.uri)?;
         crate::connection::check_plain(&origin, self.defaults.connect.protocols)?;
-        let target = parts.uri.path_and_query().cloned();
-        let target = target.unwrap_or_else(|| PathAndQuery::from_static("/"));
+        let target = match parts.uri.path_and_query() {
+            // `http` keeps an empty path; RFC 9112 §3.2.1 sends it as a slash.
+            Some(target) if target.as_str().starts_with('?') => PathAndQuery::from_maybe_shared(
+                format!("/{target_text}", target_text = target.as_str()),
+            )
+            .map_err(|e| Error::invalid("URL path is not valid").with_source(e))?,
+            Some(target) => target.clone(),
+            None => PathAndQuery::from_static("/"),
+        };
         mark_all_sensitive(&mut parts.headers);
         let prepared = Prepared::new(
             parts.method,

@@ -114,10 +114,11 @@ async fn walk(
     learned: Learned,
 ) -> Result<Opened, Error> {
     let reached = reach(plan, deps, recorder, learned).await?;
+    let remote = reached.end.addr.as_ref();
     let (mut stream, is_http2) = match reached.what {
         ReachedWhat::Secured(tls, facts) => {
             let until = deadline(recorder.start(), deps.connect_timeout);
-            secured(plan, tls, facts, learned, recorder, until)?
+            secured(plan, remote, tls, facts, learned, recorder, until)?
         }
         ReachedWhat::Wire(wire) => {
             let wire = match &plan.first_hop {
@@ -130,7 +131,7 @@ async fn walk(
                     recorder.emit(DialEvent::TlsStart);
                     let (tls, facts) = secure(tls, &RaceTickets::default(), wire, learned).await?;
                     let until = deadline(recorder.start(), deps.connect_timeout);
-                    secured(plan, tls, facts, learned, recorder, until)?
+                    secured(plan, remote, tls, facts, learned, recorder, until)?
                 }
             }
         }
@@ -178,6 +179,7 @@ async fn secure(
 /// The stream, and whether HTTP/2 is spoken over it.
 fn secured(
     plan: &Plan,
+    remote: Option<&PeerAddr>,
     tls: Box<Tls>,
     facts: Option<TlsFacts>,
     learned: Learned,
@@ -187,7 +189,11 @@ fn secured(
     let Some(facts) = facts else {
         recorder.emit(DialEvent::TlsEarly);
         let is_http2 = learned.early == Some(http::Version::HTTP_2);
-        let early = Some(OpenHandshake::new(Early::new(is_http2), until));
+        let address = match remote {
+            Some(PeerAddr::Ip(addr)) => Some((addr.ip(), plan.memory.clone())),
+            _ => None,
+        };
+        let early = Some(OpenHandshake::new(Early::new(is_http2, address), until));
         return Ok((Stream::Tls { tls, early }, is_http2));
     };
     let is_http2 = speaks_http2(plan, facts.alpn.as_deref());
@@ -310,14 +316,22 @@ async fn reach(
         let target = DialTarget::new(addr, host_text.clone());
         let tickets = tickets.clone();
         async move {
-            let transport = match open(plan, deps, target.clone()).await {
+            // Without the handshake in the race an unsent SYN would win it.
+            let fast_open = through.is_some();
+            let transport = match open(plan, deps, target.clone(), fast_open).await {
                 // No port or descriptor is left: a connection that nobody uses makes room, once.
                 Err(error) if tcp::is_exhausted(&error) && deps.relieve().await => {
-                    open(plan, deps, target).await
+                    open(plan, deps, target, fast_open).await
                 }
                 opened => opened,
             };
-            let (transport, tcp) = transport.map_err(AttemptError::Transport)?;
+            let (transport, tcp) = transport.map_err(|e| {
+                if tcp::is_exhausted(&e) || tcp::is_local(&e) {
+                    AttemptError::Local(e)
+                } else {
+                    AttemptError::Transport(e)
+                }
+            })?;
             // With Fast Open the socket does not know its peer yet.
             let ours = tcp.is_some().then_some(PeerAddr::Ip(addr));
             let (end, wire) = wired(transport, ours);
@@ -367,14 +381,14 @@ async fn open(
     plan: &Plan,
     deps: &Deps,
     target: DialTarget,
+    may_fast_open: bool,
 ) -> io::Result<(Transport, Option<TcpFacts>)> {
     if let Some(dialer) = &deps.dialer {
         return Ok((dialer.dial(target).await?, None));
     }
-    // The first bytes of plain http are a request, which must not be delivered twice.
-    let fast_open = plan.tcp.fast_open
-        && matches!(plan.security, Security::Tls(_))
-        && lock(&plan.memory).may_fast_open(now());
+    // The first bytes are then those of a handshake: plain http would begin with a request, which must
+    // not be delivered twice.
+    let fast_open = may_fast_open && plan.tcp.fast_open && lock(&plan.memory).may_fast_open(now());
     let (stream, facts) = tcp::connect(target.addr, &plan.tcp, fast_open).await?;
     Ok((Transport::Tcp(stream), Some(facts)))
 }

@@ -9,11 +9,15 @@
 //! While it is open the connection belongs to one request alone: whatever is written to it may be
 //! replayed by an attacker.
 
-use std::sync::{Arc, OnceLock};
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Instant;
 
 use crate::error::{Error, ErrorKind, ReplaySafety};
+use crate::sync::lock;
 use crate::timing::{ConnectionTrace, EarlyData, Phase, TlsFacts};
+
+use super::memory::Memory;
 
 /// The open end of a handshake, shared by its stream and by whoever asks for its outcome.
 #[derive(Debug)]
@@ -22,6 +26,8 @@ pub(crate) struct Early {
     /// The trace as it was when the request could be sent. Set before anything is.
     trace: OnceLock<ConnectionTrace>,
     outcome: OnceLock<Outcome>,
+    /// The address that won before it had said a word, and who must hear if it never does.
+    address: Option<(IpAddr, Arc<Mutex<Memory>>)>,
 }
 
 #[derive(Debug)]
@@ -31,9 +37,13 @@ struct Outcome {
 }
 
 impl Early {
-    pub(super) fn new(expects_http2: bool) -> Arc<Self> {
+    pub(super) fn new(
+        expects_http2: bool,
+        address: Option<(IpAddr, Arc<Mutex<Memory>>)>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             expects_http2,
+            address,
             trace: OnceLock::new(),
             outcome: OnceLock::new(),
         })
@@ -68,6 +78,11 @@ impl Early {
     }
 
     pub(super) fn failed(&self, error: Error, at: Instant) {
+        if let Some((ip, memory)) = &self.address
+            && error.kind() != ErrorKind::Refused
+        {
+            lock(memory).failed(*ip, at);
+        }
         let _ = self.outcome.set(Outcome {
             at,
             result: Err(error),

@@ -35,6 +35,9 @@ impl Memory {
     /// The connection is there; `rtt` is what its TCP handshake took, if it was waited for.
     pub(crate) fn won(&mut self, ip: IpAddr, rtt: Option<Duration>, now: Instant) {
         self.failed.retain(|(failed, _)| *failed != ip);
+        if self.winner.is_none_or(|(winner, _)| winner != ip) {
+            self.rtt = None;
+        }
         self.winner = Some((ip, now));
         // The shortest seen counts: a longer one has waited for something else too.
         self.rtt = self.rtt.into_iter().chain(rtt).min();

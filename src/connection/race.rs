@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use crate::clock::now;
+use crate::clock::{deadline, now};
 use crate::dns::{Family, Lookup, ResolveError, ResolveErrorKind};
 use crate::error::Error;
 use crate::event::{DialEvent, DialRecorder};
@@ -180,12 +180,20 @@ impl HappyEyeballs {
     fn step(&mut self, now: Instant) -> Step {
         let all_arrived = self.v4.arrived.is_some() && self.v6.arrived.is_some();
         let is_empty = self.v4.left.is_empty() && self.v6.left.is_empty();
-        if is_empty && (self.doubtful.is_empty() || !all_arrived) {
+        if is_empty && self.doubtful.is_empty() {
             return if all_arrived && self.in_flight == 0 {
                 Step::Exhausted
             } else {
                 Step::Wait(None)
             };
+        }
+        if is_empty && !all_arrived {
+            // The other family may have something better, but is not waited for any longer than else.
+            let arrived = self.v4.arrived.or(self.v6.arrived).unwrap_or(now);
+            let until = deadline(arrived, self.options.resolution_delay);
+            if until > now {
+                return Step::Wait(Some(until));
+            }
         }
         if self.in_flight >= self.options.max_in_flight {
             return Step::Wait(None);
@@ -197,7 +205,7 @@ impl HappyEyeballs {
             // RFC 8305 §3: IPv4 alone waits a moment for IPv6 before the first attempt, unless it is
             // known to be the one.
             (None, Some(at)) if self.v6.arrived.is_none() && !won_before(&self.v4) => {
-                Some(at + self.options.resolution_delay)
+                Some(deadline(at, self.options.resolution_delay))
             }
             (None, _) => None,
             (Some(_), _) => self.next_at,
@@ -222,7 +230,7 @@ impl HappyEyeballs {
         };
         self.last = Some(Family::of(&ip));
         self.in_flight += 1;
-        self.next_at = Some(now + self.attempt_delay());
+        self.next_at = Some(deadline(now, self.attempt_delay()));
         Step::Start(ip)
     }
 }
@@ -249,6 +257,8 @@ impl Progress {
 pub(crate) enum AttemptError {
     /// The transport: another address may do better.
     Transport(io::Error),
+    /// This machine, and not the address, is in the way.
+    Local(io::Error),
     /// The handshake broke off: another address may do better.
     HandshakeLost(Error),
     /// The peer was understood, and no address will help.
@@ -258,7 +268,7 @@ pub(crate) enum AttemptError {
 impl AttemptError {
     fn outcome(&self) -> AttemptOutcome {
         match self {
-            Self::Transport(error) => AttemptOutcome::Failed(error.kind()),
+            Self::Transport(error) | Self::Local(error) => AttemptOutcome::Failed(error.kind()),
             Self::HandshakeLost(_) | Self::Final(_) => AttemptOutcome::HandshakeFailed,
         }
     }
@@ -289,6 +299,26 @@ struct Running<F> {
     future: Pin<Box<F>>,
 }
 
+/// The attempts of a race. Given up before its end (its time was over), it was the running ones that
+/// took the time.
+struct Field<'a, F> {
+    running: Vec<Running<F>>,
+    memory: &'a Mutex<Memory>,
+    is_over: bool,
+}
+
+impl<F> Drop for Field<'_, F> {
+    fn drop(&mut self) {
+        if self.is_over {
+            return;
+        }
+        let mut memory = lock(self.memory);
+        for unfinished in &self.running {
+            memory.failed(unfinished.addr.ip(), now());
+        }
+    }
+}
+
 /// Something that an attempt did.
 enum Happened<T> {
     Established(usize),
@@ -311,7 +341,11 @@ where
 {
     let known = lock(memory).known(now());
     let mut eyeballs = HappyEyeballs::new(options, known);
-    let mut running: Vec<Running<F>> = Vec::new();
+    let mut field = Field {
+        running: Vec::new(),
+        memory,
+        is_over: false,
+    };
     let mut answers = Answers::new(allow);
     let mut first_error = None;
     let mut tried = 0;
@@ -331,7 +365,7 @@ where
                     recorder: recorder.clone(),
                     established: Arc::default(),
                 };
-                running.push(Running {
+                field.running.push(Running {
                     addr,
                     began: now(),
                     established: progress.established.clone(),
@@ -343,7 +377,7 @@ where
             }
             Step::Exhausted => {
                 break Err(match first_error {
-                    Some((addr, AttemptError::Transport(error))) => {
+                    Some((addr, AttemptError::Transport(error) | AttemptError::Local(error))) => {
                         RaceError::Unreachable { addr, tried, error }
                     }
                     Some((_, AttemptError::HandshakeLost(error) | AttemptError::Final(error))) => {
@@ -357,22 +391,24 @@ where
         waited |= tried == 0;
         tokio::select! {
             biased;
-            happened = any(&mut running) => match happened {
+            happened = any(&mut field.running) => match happened {
                 Happened::Established(index) => {
                     let at = now();
-                    eyeballs.established(at.saturating_duration_since(running[index].began), at);
+                    eyeballs.established(at.saturating_duration_since(field.running[index].began), at);
                 }
                 Happened::Ended(index, result) => {
-                    let ended = running.swap_remove(index);
+                    let ended = field.running.swap_remove(index);
                     match result {
                         Ok(won) => {
                             recorder.emit(DialEvent::ConnectEnd(ended.addr, AttemptOutcome::Won));
-                            remember(memory, &ended, &running, recorder);
+                            remember(memory, &ended, &field.running, recorder);
                             break Ok(won);
                         }
                         Err(error) => {
                             recorder.emit(DialEvent::ConnectEnd(ended.addr, error.outcome()));
-                            lock(memory).failed(ended.addr.ip(), now());
+                            if !matches!(error, AttemptError::Local(_)) {
+                                lock(memory).failed(ended.addr.ip(), now());
+                            }
                             if let AttemptError::Final(error) = error {
                                 break Err(RaceError::Handshake(error));
                             }
@@ -388,7 +424,8 @@ where
             () = sleep_until(wait) => {}
         }
     };
-    for lost in &running {
+    field.is_over = true;
+    for lost in &field.running {
         recorder.emit(DialEvent::ConnectEnd(lost.addr, AttemptOutcome::Lost));
     }
     recorder.emit(DialEvent::LookupEnd(DnsFacts {
@@ -723,15 +760,55 @@ mod tests {
     }
 
     #[test]
-    fn addresses_that_failed_lately_come_last_and_only_once_all_answers_are_there() {
+    fn addresses_that_failed_lately_come_last_and_wait_no_longer_than_the_resolution_delay() {
         let mut sim = Sim::new();
         sim.eyeballs.known = known(None, &["::1", "10.0.0.1"], None);
         sim.answer(0, Family::V6, &["::1"]);
-        assert_eq!(sim.step(0), Step::Wait(None));
+        assert_eq!(sim.step(0), sim.wait(25));
         sim.answer(1, Family::V4, &["10.0.0.1", "10.0.0.2"]);
         assert_eq!(sim.step(1), Step::Start(ip("10.0.0.2")));
         assert_eq!(sim.step(251), Step::Start(ip("::1")));
         assert_eq!(sim.step(501), Step::Start(ip("10.0.0.1")));
+        // The other family's answer does not come.
+        let mut sim = Sim::new();
+        sim.eyeballs.known = known(None, &["10.0.0.1"], None);
+        sim.answer(0, Family::V4, &["10.0.0.1"]);
+        assert_eq!(sim.step(0), sim.wait(25));
+        assert_eq!(sim.step(25), Step::Start(ip("10.0.0.1")));
+    }
+
+    #[test]
+    fn endless_delays_do_not_overflow() {
+        let options = RaceOptions::default()
+            .attempt_delay(Duration::MAX)
+            .resolution_delay(Duration::MAX);
+        let mut eyeballs = HappyEyeballs::new(options, Known::default());
+        let now = Instant::now();
+        eyeballs.arrived(Family::V4, &[ip("10.0.0.1"), ip("10.0.0.2")], now);
+        assert!(matches!(eyeballs.step(now), Step::Wait(Some(_))));
+        eyeballs.arrived(Family::V6, &[], now);
+        assert!(matches!(eyeballs.step(now), Step::Start(_)));
+        assert!(matches!(eyeballs.step(now), Step::Wait(Some(_))));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn race_that_runs_out_of_time_holds_it_against_those_that_took_it() {
+        let black = Peer {
+            rtt: 60_000,
+            tls: None,
+        };
+        let peers = [
+            ("10.0.0.1", black),
+            ("10.0.0.2", black),
+            ("10.0.0.3", black),
+            ("10.0.0.4", black),
+            ("10.0.0.5", far(30, 2)),
+        ];
+        let memory = Mutex::default();
+        let race = tokio::time::timeout(Duration::from_secs(5), run(&peers, &memory));
+        assert!(race.await.is_err(), "four in flight, and none ends");
+        let (took, attempts) = run(&peers, &memory).await;
+        assert_eq!((took, attempts.len()), (90, 1));
     }
 
     #[test]

@@ -137,7 +137,11 @@ impl Cache {
                     return None;
                 }
                 found.used = true;
-                let due = next_refresh(&self.options, found).unwrap_or(expires);
+                let due = if is_failing {
+                    found.retry_at
+                } else {
+                    next_refresh(&self.options, found).unwrap_or(expires)
+                };
                 Some(Hit {
                     outcome: Ok(found.found(now)),
                     refresh: now >= due,
@@ -228,7 +232,8 @@ impl Cache {
         if now >= deadline(found.expires(), options.stale_if_error) {
             return None;
         }
-        let pause = options.failure_ttl * (1 << found.failures.min(MAX_DOUBLINGS));
+        let doubled = 1 << found.failures.min(MAX_DOUBLINGS);
+        let pause = options.failure_ttl.saturating_mul(doubled);
         found.failures = found.failures.saturating_add(1);
         found.retry_at = deadline(now, pause);
         Some(found.found(now))
@@ -333,7 +338,7 @@ fn next_refresh(options: &DnsOptions, found: &Addresses) -> Option<Instant> {
 
 fn ahead(options: &DnsOptions, fetched: Instant, ttl: Duration) -> Option<Instant> {
     let percent = options.refresh_at_percent?;
-    Some(deadline(fetched, ttl * u32::from(percent) / 100))
+    Some(deadline(fetched, ttl / 100 * u32::from(percent)))
 }
 
 /// The properties that the fuzz target asserts while it drives the cache with operations made of its
@@ -402,7 +407,7 @@ pub(crate) fn check_operations(input: &[u8]) {
                     let expires = fetched + ttl;
                     assert!(now < expires + options.stale_if_error);
                     assert_eq!(found.is_stale, now >= expires);
-                    if refresh {
+                    if refresh && options.refresh_at_percent.is_some() {
                         let next = cache.next_refresh(&names[n], family);
                         assert!(next.is_some_and(|at| at <= now));
                     }
@@ -517,6 +522,34 @@ mod tests {
         // A success ends it.
         sim.put(3_701_500, answer(100)).unwrap();
         assert_eq!(sim.look(3_701_500), Some((false, false)));
+    }
+
+    #[test]
+    fn failures_are_spaced_without_refresh_ahead_too_and_endless_times_do_not_overflow() {
+        let mut sim = Sim::new(DnsOptions::default().refresh_at_percent(None));
+        sim.put(0, answer(100)).unwrap();
+        assert_eq!(sim.look(90_000), Some((false, false)));
+        assert_eq!(sim.look(100_000), Some((true, true)));
+        assert!(sim.put(100_000, failed()).is_ok());
+        assert_eq!(sim.look(100_500), Some((true, false)));
+        assert_eq!(sim.look(101_000), Some((true, true)));
+        let endless = DnsOptions::default()
+            .min_ttl(Duration::MAX)
+            .max_ttl(Duration::MAX)
+            .failure_ttl(Duration::MAX)
+            .negative_ttl(Duration::MAX)
+            .stale_if_error(Duration::MAX)
+            .stale_while_revalidate(Duration::MAX);
+        let mut sim = Sim::new(endless);
+        sim.put(0, answer(100)).unwrap();
+        assert_eq!(sim.look(1000), Some((false, false)));
+        for _ in 0..3 {
+            assert!(sim.put(2000, failed()).is_ok());
+        }
+        sim.look(3000).unwrap();
+        let none = ResolveError::new(ResolveErrorKind::NoAddress);
+        assert!(sim.put(4000, Err(none)).is_err());
+        assert!(sim.get(5000).is_some() && sim.next_refresh().is_some());
     }
 
     #[test]

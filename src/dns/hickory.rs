@@ -184,8 +184,10 @@ impl Config {
             TokioResolver::builder_with_config(config, TokioRuntimeProvider::default());
         *builder.options_mut() = options;
         let mut hosts = Hosts::default();
-        if let Ok(file) = std::fs::File::open(&self.hosts) {
-            hosts.read_hosts_conf(file)?;
+        if let Ok(text) = std::fs::read(&self.hosts) {
+            // A byte that is no text spoils its line and not the file.
+            let text = String::from_utf8_lossy(&text);
+            hosts.read_hosts_conf(text.as_bytes())?;
         }
         Ok(Asked {
             hosts,
@@ -235,13 +237,21 @@ impl Resolve for HickoryResolver {
             };
             let mut in_file = name.clone();
             in_file.set_fqdn(true);
-            let in_file = Query::query(in_file, record_type);
-            if let Some(found) = asked.hosts.lookup_static_host(&in_file) {
-                // The file may change at any time.
+            let of = |kind| {
+                asked
+                    .hosts
+                    .lookup_static_host(&Query::query(in_file.clone(), kind))
+            };
+            // The file may change at any time: no time to live.
+            if let Some(found) = of(record_type) {
                 return Ok(Answer::new(
                     reachable(found.query(), found.answers()).0,
                     None,
                 ));
+            }
+            // A name in the file is not asked for in its other family: that would go round the file.
+            if of(RecordType::A).or_else(|| of(RecordType::AAAA)).is_some() {
+                return Err(ResolveError::new(ResolveErrorKind::NoAddress));
             }
             let lookup = asked.resolver.lookup(name, record_type);
             let lookup = lookup.await.map_err(classify)?;

@@ -150,53 +150,54 @@ impl Dns {
         let hit = {
             // Under the lock of the flights: what lands is in the cache before its flight is gone.
             let mut flights = lock(&self.flights);
-            match lock(&self.cache).get(name, family, now()) {
+            let hit = lock(&self.cache).get(name, family, now());
+            match hit {
                 Some(hit) => hit,
-                None => return self.fly(&mut flights, name, family),
+                None => {
+                    let boarding = self.board(&mut flights, name, family);
+                    drop(flights);
+                    return boarding.take_off();
+                }
             }
         };
         if hit.refresh {
-            let mut flights = lock(&self.flights);
-            self.fly(&mut flights, name, family);
+            self.refresh(name, family);
         }
         Slot::known(hit.outcome, Some(DnsSource::Cache))
     }
 
     /// Asks, or joins who asks already.
-    fn fly(
+    fn refresh(self: &Arc<Self>, name: &Arc<str>, family: Family) -> Slot {
+        let boarding = self.board(&mut lock(&self.flights), name, family);
+        boarding.take_off()
+    }
+
+    fn board(
         self: &Arc<Self>,
         flights: &mut HashMap<FlightKey, Flight>,
         name: &Arc<str>,
         family: Family,
-    ) -> Slot {
+    ) -> Boarding {
         let runtime = Handle::current();
         let key = (runtime.id(), name.clone(), family);
         if let Some(flight) = flights.get(&key) {
             // A flight whose task is gone (its runtime was shut down) will never land.
             if flight.has_changed().is_ok() {
-                return Slot::flying(flight.clone(), DnsSource::Shared);
+                return Boarding::Joins(flight.clone());
             }
         }
         let (sender, flight) = watch::channel(None);
         flights.insert(key.clone(), flight.clone());
-        let query = timeout(self.lookup_timeout, self.resolver.resolve(name, family));
         let landing = Landing {
             dns: self.clone(),
             key,
         };
-        let dns = Arc::downgrade(self);
-        let name = name.clone();
-        runtime.spawn(async move {
-            let late = |_| ResolveError::new(ResolveErrorKind::Timeout);
-            let answer = query.await.map_err(late).flatten();
-            let outcome = lock(&landing.dns.cache).put(&name, family, answer, now());
-            // Cached before the flight goes: who comes between finds one of them.
-            drop(landing);
-            sender.send_replace(Some(outcome));
-            drop(sender);
-            keep_fresh(dns, (name, family)).await;
-        });
-        Slot::flying(flight, DnsSource::Fresh)
+        Boarding::TakesOff {
+            landing,
+            sender,
+            flight,
+            runtime,
+        }
     }
 
     /// Whether anybody used the name since this was last asked.
@@ -205,6 +206,47 @@ impl Dns {
         let by_request = lock(&self.uses).get(name).and_then(Weak::upgrade);
         // Both are asked: each must be taken.
         by_request.is_some_and(|known| known.take(family)) || by_lookup
+    }
+}
+
+/// A flight that is on the board. It takes off without any lock: the resolver is the user's, and a
+/// runtime that is shutting down drops what is spawned at once, which takes the flight off the board.
+enum Boarding {
+    Joins(Flight),
+    TakesOff {
+        landing: Landing,
+        sender: watch::Sender<Option<Outcome>>,
+        flight: Flight,
+        runtime: Handle,
+    },
+}
+
+impl Boarding {
+    fn take_off(self) -> Slot {
+        let (landing, sender, flight, runtime) = match self {
+            Self::Joins(flight) => return Slot::flying(flight, DnsSource::Shared),
+            Self::TakesOff {
+                landing,
+                sender,
+                flight,
+                runtime,
+            } => (landing, sender, flight, runtime),
+        };
+        let dns = &landing.dns;
+        let (_, name, family) = landing.key.clone();
+        let query = timeout(dns.lookup_timeout, dns.resolver.resolve(&name, family));
+        let keeps = Arc::downgrade(dns);
+        runtime.spawn(async move {
+            let late = |_| ResolveError::new(ResolveErrorKind::Timeout);
+            let answer = query.await.map_err(late).flatten();
+            let outcome = lock(&landing.dns.cache).put(&name, family, answer, now());
+            // Cached before the flight goes: who comes between finds one of them.
+            drop(landing);
+            sender.send_replace(Some(outcome));
+            drop(sender);
+            keep_fresh(keeps, (name, family)).await;
+        });
+        Slot::flying(flight, DnsSource::Fresh)
     }
 }
 
@@ -235,8 +277,7 @@ async fn keep_fresh(dns: Weak<Dns>, key: NameKey) {
             if !dns.take_used(name, *family) {
                 return;
             }
-            let mut flights = lock(&dns.flights);
-            dns.fly(&mut flights, name, *family)
+            dns.refresh(name, *family)
         };
         let _ = flight.land().await;
     }
@@ -346,11 +387,13 @@ pub(crate) struct Lookup {
 impl Lookup {
     fn known(source: DnsSource, addrs: &[IpAddr], families: Families) -> Self {
         let of = |family, wanted: bool| {
-            let addrs: Vec<IpAddr> = addrs
-                .iter()
-                .copied()
-                .filter(|ip| wanted && Family::of(ip) == family)
-                .collect();
+            let mut of_family: Vec<IpAddr> = Vec::new();
+            for ip in addrs {
+                if wanted && Family::of(ip) == family && !of_family.contains(ip) {
+                    of_family.push(*ip);
+                }
+            }
+            let addrs = of_family;
             let outcome = if addrs.is_empty() {
                 Err(ResolveError::new(ResolveErrorKind::NoAddress))
             } else {

@@ -28,8 +28,9 @@ impl Resolve for SystemResolver {
         name: &str,
         family: Family,
     ) -> BoxFuture<'static, Result<Answer, ResolveError>> {
-        // The final dot keeps search domains out.
-        let name = format!("{name}.");
+        // Without a final dot: the hosts file does not know names that have one. A name with a dot in
+        // it is asked for as it is before search domains are tried.
+        let name = name.to_owned();
         Box::pin(async move {
             let found = tokio::net::lookup_host((name, 0)).await.map_err(classify)?;
             let addrs: Vec<_> = found

@@ -383,3 +383,37 @@ fn phase_open_at_the_end_ends_there_and_later_ones_are_absent() {
         assert_eq!(timing.current_phase(), Phase::Tcp);
     });
 }
+
+#[test]
+fn handshake_that_fails_is_tls_and_the_next_attempt_is_tcp_again() {
+    paused().block_on(async {
+        let dial = DialRecorder::new();
+        let [a, b] = ["127.0.0.1:1", "127.0.0.2:1"].map(|addr| addr.parse().unwrap());
+        let phases = || {
+            let trace = dial.trace();
+            (trace.get(Phase::Tcp), trace.get(Phase::Tls))
+        };
+        let us = |n| Some(Duration::from_micros(n));
+        dial.emit(DialEvent::ConnectStart(a));
+        pass(100).await;
+        dial.emit(DialEvent::Established {
+            addr: a,
+            fast_open: false,
+        });
+        assert_eq!(dial.current_phase(), Phase::Tls);
+        pass(200).await;
+        dial.emit(DialEvent::ConnectEnd(a, AttemptOutcome::HandshakeFailed));
+        assert_eq!(dial.current_phase(), Phase::Tls);
+        dial.emit(DialEvent::ConnectStart(b));
+        assert_eq!(dial.current_phase(), Phase::Tcp);
+        pass(50).await;
+        dial.emit(DialEvent::Established {
+            addr: b,
+            fast_open: false,
+        });
+        pass(70).await;
+        dial.emit(DialEvent::ConnectEnd(b, AttemptOutcome::HandshakeFailed));
+        dial.emit(DialEvent::Failed);
+        assert_eq!(phases(), (us(350), us(70)));
+    });
+}

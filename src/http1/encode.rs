@@ -67,11 +67,16 @@ pub(crate) fn head(
     let for_proxy = prefix.len() + authorization.map_or(0, |value| value.len() + 24);
     let fixed = 96 + head.target.len() + head.authority.len() + for_proxy;
     let mut out = BytesMut::with_capacity(fixed + fields);
+    // RFC 9112 §3.2.4: a proxy is told of the server as a whole by an absolute-form without a path.
+    let target = match (forward, head.target) {
+        (Some(_), "*") => "",
+        (_, target) => target,
+    };
     for part in [
         head.method.as_str(),
         " ",
         prefix,
-        head.target,
+        target,
         " HTTP/1.1\r\nhost: ",
         head.authority,
     ] {
@@ -172,6 +177,13 @@ mod tests {
             head(&request, UploadFraming::Empty, Some(&forward)),
             "POST http://h.test:81/a?b HTTP/1.1\r\nhost: h.test:81\r\nproxy-authorization: Basic ours\r\n\r\n"
         );
+        let whole = RequestHead {
+            target: "*",
+            method: &Method::OPTIONS,
+            ..request
+        };
+        let whole = super::head(&whole, UploadFraming::Empty, Some(&forward));
+        assert!(whole.starts_with(b"OPTIONS http://h.test:81 HTTP/1.1\r\n"));
         assert_eq!(chunk_size(255), "ff\r\n");
         assert_eq!(
             last_chunk(Some(&headers)),

@@ -8,4 +8,4 @@ mod socket;
 pub(crate) use info::SocketWatch;
 pub use info::TcpInfo;
 pub use options::{Keepalive, TcpOptions};
-pub(crate) use socket::{connect, is_exhausted};
+pub(crate) use socket::{connect, is_exhausted, is_local};

@@ -1,7 +1,8 @@
 //! One socket: created non-blocking, tuned, connected.
 
+use std::fmt;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::TcpStream;
@@ -28,11 +29,14 @@ pub(crate) async fn connect(
         unapplied: Vec::new(),
     };
     apply(SockRef::from(&socket), addr, options, &mut facts.unapplied);
-    bind(&socket, addr, options)?;
+    bind(&socket, addr, options).map_err(Local::wrap)?;
     let fast_open = fast_open && ask_for_fast_open(&socket, &mut facts.unapplied);
     let connected = match socket.connect(&addr.into()) {
         Ok(()) => true,
         Err(e) if is_in_progress(&e) => false,
+        Err(e) if e.kind() == io::ErrorKind::AddrNotAvailable && !has_source(addr) => {
+            return Err(Local::wrap(e));
+        }
         Err(e) => return Err(e),
     };
     let stream = TcpStream::from_std(socket.into())?;
@@ -50,6 +54,41 @@ pub(crate) async fn connect(
         note(&mut facts.unapplied, "quickack", set);
     }
     Ok((stream, facts))
+}
+
+/// An error of this machine's own addresses and devices, which closing connections would not change.
+#[derive(Debug)]
+struct Local(io::Error);
+
+impl Local {
+    fn wrap(error: io::Error) -> io::Error {
+        io::Error::new(error.kind(), Self(error))
+    }
+}
+
+impl fmt::Display for Local {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "no way out from this machine: {}", self.0)
+    }
+}
+
+impl std::error::Error for Local {}
+
+/// Whether the way out of this machine is what failed, and not the address.
+pub(crate) fn is_local(error: &io::Error) -> bool {
+    error
+        .get_ref()
+        .is_some_and(|inner| inner.downcast_ref::<Local>().is_some())
+}
+
+/// Whether there is an address to reach `addr` from. With one, "address not available" means that its
+/// ports are used up. Nothing is sent.
+fn has_source(addr: SocketAddr) -> bool {
+    let any: IpAddr = match addr {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    std::net::UdpSocket::bind((any, 0)).is_ok_and(|socket| socket.connect(addr).is_ok())
 }
 
 /// No ports, descriptors or buffers are left, which closing a connection of one's own would change.
@@ -217,7 +256,6 @@ mod tests {
     // layering: uses this module, its siblings and timing, which is below.
     use super::super::options::Keepalive;
     use super::*;
-    use std::net::Ipv4Addr;
     use std::time::Duration;
 
     async fn listener() -> (tokio::net::TcpListener, SocketAddr) {
@@ -343,6 +381,7 @@ mod tests {
         let gone = TcpOptions::default().local_v4(Ipv4Addr::new(203, 0, 113, 77));
         let error = connect(addr, &gone, false).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::AddrNotAvailable);
+        assert!(is_local(&error) && !is_exhausted(&error), "{error}");
     }
 
     #[test]

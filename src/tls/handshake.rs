@@ -1,6 +1,8 @@
 //! One handshake, and what it agreed on.
 
 use std::io;
+use std::pin::Pin;
+use std::task::{Context, Waker};
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::client::TlsStream;
@@ -42,7 +44,7 @@ where
 {
     let connector = TlsConnector::from(tls.attempt(race, false));
     let connect = connector.connect(tls.server_name.clone(), io);
-    let stream = connect.await.map_err(classify)?;
+    let stream = connect.into_fallible().await.map_err(refuse)?;
     let facts = facts(stream.get_ref().1, EarlyData::NotOffered);
     Ok((stream, facts))
 }
@@ -59,10 +61,17 @@ where
 {
     let connector = TlsConnector::from(tls.attempt(race, true)).early_data(true);
     let connect = connector.connect(tls.server_name.clone(), io);
-    let stream = connect.await.map_err(classify)?;
+    let stream = connect.into_fallible().await.map_err(refuse)?;
     let session = stream.get_ref().1;
     let facts = (!session.is_handshaking()).then(|| facts(session, EarlyData::NotOffered));
     Ok((stream, facts))
+}
+
+/// Lets our alert leave, as far as that is possible without waiting, and says what went wrong.
+fn refuse<S: AsyncWrite + Unpin>((error, mut io): (io::Error, S)) -> HandshakeError {
+    let mut cx = Context::from_waker(Waker::noop());
+    let _ = Pin::new(&mut io).poll_shutdown(&mut cx);
+    classify(error)
 }
 
 fn classify(error: io::Error) -> HandshakeError {
