@@ -275,6 +275,11 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Wire<T> {
         self.cork = Cork::Through;
     }
 
+    /// Forgets what was written and has not left.
+    pub(crate) fn discard(&mut self) {
+        self.out.clear();
+    }
+
     /// Whether bytes that were written still wait to leave.
     pub(crate) fn has_unsent(&self) -> bool {
         !self.out.is_empty()

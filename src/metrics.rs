@@ -146,10 +146,9 @@ impl Counters {
         self.tls.fetch_add(u64::from(is_tls), Relaxed);
     }
 
-    /// The session of a connection that was opened under early data turned out to be resumed, as it
-    /// must be.
-    pub(crate) fn resumed_late(&self) {
-        self.resumed.fetch_add(1, Relaxed);
+    /// A handshake that had not ended when its connection was opened.
+    pub(crate) fn ended_late(&self, is_resumed: bool) {
+        self.resumed.fetch_add(u64::from(is_resumed), Relaxed);
     }
 
     pub(crate) fn dial_failed(&self) {

@@ -31,9 +31,19 @@ const BOTH_ALPN: &[&str] = &["h2", "http/1.1"];
 
 impl Early {
     async fn new(protocols: Protocols, server: impl FnOnce(Builder) -> Builder) -> Self {
+        Self::with_budget(protocols, 16_384, server).await
+    }
+
+    /// The server's tickets allow that many bytes.
+    async fn with_budget(
+        protocols: Protocols,
+        budget: u32,
+        server: impl FnOnce(Builder) -> Builder,
+    ) -> Self {
         let pki = Pki::new();
         let storage: Arc<dyn StoresServerSessions> = ServerSessionMemoryCache::new(64);
-        let config = config(&pki, BOTH_ALPN, &storage);
+        let mut config = config(&pki, BOTH_ALPN, &storage);
+        config.max_early_data_size = budget;
         let server = server(Server::builder().tls_config(config).host("api.test"));
         let server = server.start().await;
         let tls = TlsOptions::new()
@@ -176,8 +186,9 @@ async fn only_what_may_be_repeated_travels_early() {
             expect(said, true, "the caller's word").await;
             let once = client.post("/echo").body(stream()).idempotent(true);
             expect(once, false, "a body that cannot be repeated").await;
-            let denied = client.get("/");
-            expect(denied, true, "GET").await;
+            expect(client.get("/"), true, "GET").await;
+            let denied = client.get("/").idempotent(false);
+            expect(denied, false, "the caller's word against it").await;
         }
     })
     .await;
@@ -393,6 +404,154 @@ async fn nobody_else_is_let_onto_a_connection_whose_handshake_is_open() {
             assert!((1..600).contains(&bytes), "{bytes} bytes came early");
             let seen = early.server.seen();
             assert_eq!(seen.len(), 22);
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn status_425_is_the_callers_unless_the_request_itself_was_early() {
+    in_time(async {
+        for protocols in common::BOTH {
+            let answer = |request: http::Request<bytes::Bytes>| match request.uri().path() {
+                "/late" => support::server::Reply::status(425),
+                _ => support::server::Reply::ok(),
+            };
+            let early = Early::new(protocols, |server| server.handler(answer)).await;
+            let first = early.get().await;
+            assert_eq!(outcome(&first), EarlyData::Accepted);
+            drop(first);
+            // The connection was born early, and is an ordinary one now.
+            let late = early.client.post("/late").body("x").send().await.unwrap();
+            assert_eq!((late.status().as_u16(), late.metrics().attempts), (425, 1));
+            drop(late);
+            early.forget_connections().await;
+            // An early request to a server that always says so: once more, and then it is the answer.
+            let twice = early.client.get("/late").send().await.unwrap();
+            assert_eq!(
+                (twice.status().as_u16(), twice.metrics().attempts),
+                (425, 2)
+            );
+            let paths = early.server.seen();
+            let late = paths.iter().filter(|s| s.uri.path() == "/late").count();
+            assert_eq!(late, 3);
+            let stats = early.pool.stats();
+            assert_eq!(stats.resumed as usize, early.server.counts().tls_resumed);
+            assert!(stats.resumed < stats.tls_connections);
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn body_beyond_what_the_ticket_allows_goes_on_after_the_handshake() {
+    in_time(async {
+        for protocols in common::BOTH {
+            for budget in [1, 100, 4096] {
+                let early = Early::with_budget(protocols, budget, |server| server).await;
+                let body = "x".repeat(1_000_000);
+                let request = early.client.post("/echo").body(body.clone());
+                let mut response = request.idempotent(true).send().await.unwrap();
+                let echoed = response.text().await.unwrap();
+                assert!(echoed.contains(&body), "{budget}");
+                assert_eq!(outcome(&response), EarlyData::Accepted);
+                check(&response);
+                let bytes = early.server.counts().early_bytes;
+                assert!((1..=budget as usize).contains(&bytes), "{bytes}");
+            }
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn impostor_is_told_of_even_if_it_shows_in_the_middle_of_a_write() {
+    in_time(async {
+        for protocols in common::BOTH {
+            let mut early = Early::with_budget(protocols, 100, |server| server).await;
+            let forgetful: Arc<dyn StoresServerSessions> = ServerSessionMemoryCache::new(64);
+            let impostor = config(&Pki::new(), BOTH_ALPN, &forgetful);
+            early.replace(Server::builder().tls_config(impostor)).await;
+            let request = early.client.post("/").body("x".repeat(1_000_000));
+            let error = request.idempotent(true).send().await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Tls, "{error}");
+            assert!(error.to_string().contains("certificate"), "{error}");
+            assert_eq!(error.replay_safety(), ReplaySafety::MaybeProcessed);
+            eventually("it is closed", || early.pool.stats().open == 0).await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn server_that_ignores_alpn_is_no_change_of_protocol() {
+    in_time(async {
+        let mut early = Early::new(Protocols::Http2PriorKnowledge, |server| server).await;
+        let none = || Server::builder().tls_config(config(&early.pki, &[], &early.storage));
+        let server = none();
+        early.replace(server).await;
+        for expected in [EarlyData::Rejected, EarlyData::Accepted] {
+            let response = early.get().await;
+            let what = outcome(&response);
+            assert!(what == expected || what == EarlyData::Accepted, "{what:?}");
+            assert_eq!(response.metrics().attempts, 1);
+            drop(response);
+            early.forget_connections().await;
+        }
+        assert_eq!(early.server.seen().len(), 2, "each once");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn get_that_is_not_polled_does_not_hold_up_its_origin() {
+    in_time(async {
+        for protocols in common::BOTH {
+            let early = Early::new(protocols, |server| server).await;
+            let mut get = Box::pin(early.client.get("/").send());
+            let polled = std::future::poll_fn(|cx| {
+                std::task::Poll::Ready(get.as_mut().poll(cx).is_pending())
+            });
+            assert!(polled.await);
+            eventually("it is there", || early.pool.connections().len() == 1).await;
+            let timeouts = firstbyte::Timeouts::default()
+                .queue(std::time::Duration::from_secs(3))
+                .connect(std::time::Duration::from_secs(3));
+            let post = early.client.post("/echo").body("x").timeouts(timeouts);
+            let mut post = post.send().await.unwrap();
+            post.text().await.unwrap();
+            assert_eq!(get.await.unwrap().status(), 200);
+            assert_eq!(early.server.seen().len(), 3);
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn address_that_stalls_under_early_data_is_closed_and_held_against() {
+    in_time(async {
+        for protocols in common::BOTH {
+            let mut early = Early::new(protocols, |server| server).await;
+            let addr = early.server.addr();
+            early.server.stop();
+            let silent = support::stall::Stall::accept_silent_at(addr);
+            let timeouts =
+                firstbyte::Timeouts::default().first_byte(std::time::Duration::from_millis(100));
+            let request = early.client.get("/").timeouts(timeouts);
+            let error = request.send().await.unwrap_err();
+            assert!(error.is_timeout(), "{error}");
+            assert_eq!(error.replay_safety(), ReplaySafety::MaybeProcessed);
+            early.pool.close_idle();
+            eventually("nothing is left of it", || early.pool.stats().open == 0).await;
+            drop(silent);
+            let again = config(&early.pki, BOTH_ALPN, &early.storage);
+            early.server = Server::builder()
+                .tls_config(again)
+                .host("api.test")
+                .bind(addr)
+                .start()
+                .await;
+            early.get().await;
         }
     })
     .await;

@@ -55,7 +55,7 @@ impl Prepared {
         let length = check_framing(&mut headers, origin, body_length)?;
         headers.entry(USER_AGENT).or_insert(USER_AGENT_VALUE);
         headers.entry(ACCEPT).or_insert(ANY);
-        let early = method.is_safe() || idempotent == Some(true);
+        let early = idempotent.unwrap_or_else(|| method.is_safe());
         let idempotent = idempotent
             .unwrap_or_else(|| method.is_idempotent() || headers.contains_key("idempotency-key"));
         Ok(Self {

@@ -181,6 +181,12 @@ pub(crate) async fn send(
             Err(error) => return Err(call.fail(error, route)),
         };
         call.connection = Some(lease.info().clone());
+        // Only the request that finds the handshake open travels as early data.
+        let handshake = lease
+            .info()
+            .early()
+            .filter(|early| early.is_open())
+            .cloned();
         let http1 = matches!(lease, Lease::H1(_));
         let sent = AtomicU64::new(0);
         let attempt = exchange(
@@ -195,17 +201,25 @@ pub(crate) async fn send(
             Ok(result) => result,
             Err(expired) => Err(expired.into_error(&call.recorder)),
         };
-        let result = match call.connection.as_ref().and_then(ConnectionInfo::early) {
+        let result = match &handshake {
             None => result,
             Some(handshake) => {
                 early = false;
-                let result = after_early(result, handshake, &mut call.recorder, pool.counters());
-                if options.retry == RetryPolicy::Never {
-                    result
-                } else {
-                    result.and_then(refuse_too_early)
-                }
+                after_early(result, handshake, &mut call.recorder)
             }
+        };
+        let result = match result {
+            // RFC 8470 §5.2: it was not processed, because it was early. Once, since `early` is off now.
+            Ok(head)
+                if handshake.is_some()
+                    && head.status() == StatusCode::TOO_EARLY
+                    && options.retry != RetryPolicy::Never
+                    && rest.is_some() =>
+            {
+                body = rest;
+                continue;
+            }
+            result => result,
         };
         match result {
             Ok(head) => {
@@ -243,29 +257,14 @@ fn after_early(
     result: Result<Head, Error>,
     handshake: &Early,
     recorder: &mut RequestRecorder,
-    counters: &Counters,
 ) -> Result<Head, Error> {
     if let Some(error) = handshake.failure() {
         return Err(error.clone());
-    }
-    if handshake.trace().is_some() {
-        counters.resumed_late();
     }
     if let Some((at, dial)) = handshake.rejected() {
         recorder.emit(RequestEvent::EarlyRejected { dial, at });
     }
     result
-}
-
-/// RFC 8470 §5.2: the server did not process the request, because it was early.
-fn refuse_too_early(head: Head) -> Result<Head, Error> {
-    if head.status() != StatusCode::TOO_EARLY {
-        return Ok(head);
-    }
-    let message = "the server answered 425 to early data";
-    Err(Error::new(ErrorKind::Refused, message)
-        .at(Phase::Wait)
-        .with_replay(ReplaySafety::Unprocessed))
 }
 
 /// 10 to 50 ms. The hasher's keys are the standard library's only source of randomness.

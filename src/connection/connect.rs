@@ -193,7 +193,9 @@ fn secured(
             Some(PeerAddr::Ip(addr)) => Some((addr.ip(), plan.memory.clone())),
             _ => None,
         };
-        let early = Some(OpenHandshake::new(Early::new(is_http2, address), until));
+        let early = Early::new(plan.protocols, is_http2, address);
+        let left = until.saturating_duration_since(now());
+        let early = Some(OpenHandshake::new(early, left));
         return Ok((Stream::Tls { tls, early }, is_http2));
     };
     let is_http2 = speaks_http2(plan, facts.alpn.as_deref());
@@ -340,6 +342,11 @@ async fn reach(
                 None => ReachedWhat::Wire(wire),
                 Some(tls) => {
                     progress.established(fast_open);
+                    let mut learned = learned;
+                    if fast_open && lock(&plan.memory).known(now()).winner != Some(addr.ip()) {
+                        // Nothing at all would have come from an address before it had won.
+                        learned.early = None;
+                    }
                     let secured = secure(tls, &tickets, wire, learned).await;
                     if fast_open && !end.is_syn_data_acked() {
                         lock(&plan.memory).fast_open_failed(now());
@@ -445,16 +452,14 @@ fn unreachable(plan: &Plan, error: RaceError) -> Error {
 }
 
 fn speaks_http2(plan: &Plan, alpn: Option<&str>) -> Result<bool, Error> {
-    match (plan.protocols, alpn) {
-        (Protocols::Http2PriorKnowledge, _) => Ok(true),
-        (Protocols::Http1, _) => Ok(false),
-        (Protocols::Auto, alpn) => Ok(alpn == Some("h2")),
-        (Protocols::Http2, Some("h2")) => Ok(true),
+    let is_http2 = plan.protocols.is_http2(alpn);
+    if plan.protocols == Protocols::Http2 && !is_http2 {
         // RFC 7301 allows a server to ignore ALPN; then it has not promised HTTP/2.
-        (Protocols::Http2, _) => Err(Error::new(
+        return Err(Error::new(
             ErrorKind::Protocol,
             "the server does not offer HTTP/2 and no other protocol is allowed",
         )
-        .at(Phase::Tls)),
+        .at(Phase::Tls));
     }
+    Ok(is_http2)
 }

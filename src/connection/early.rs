@@ -9,6 +9,7 @@
 //! While it is open the connection belongs to one request alone: whatever is written to it may be
 //! replayed by an attacker.
 
+use std::fmt;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Instant;
@@ -18,16 +19,28 @@ use crate::sync::lock;
 use crate::timing::{ConnectionTrace, EarlyData, Phase, TlsFacts};
 
 use super::memory::Memory;
+use super::plan::Protocols;
 
 /// The open end of a handshake, shared by its stream and by whoever asks for its outcome.
 #[derive(Debug)]
 pub(crate) struct Early {
+    protocols: Protocols,
     expects_http2: bool,
     /// The trace as it was when the request could be sent. Set before anything is.
     trace: OnceLock<ConnectionTrace>,
     outcome: OnceLock<Outcome>,
     /// The address that won before it had said a word, and who must hear if it never does.
     address: Option<(IpAddr, Arc<Mutex<Memory>>)>,
+    /// Who hears how it ended, if it ended well.
+    listener: OnceLock<Listener>,
+}
+
+struct Listener(Box<dyn Fn(&TlsFacts) + Send + Sync>);
+
+impl fmt::Debug for Listener {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Listener")
+    }
 }
 
 #[derive(Debug)]
@@ -38,15 +51,24 @@ struct Outcome {
 
 impl Early {
     pub(super) fn new(
+        protocols: Protocols,
         expects_http2: bool,
         address: Option<(IpAddr, Arc<Mutex<Memory>>)>,
     ) -> Arc<Self> {
         Arc::new(Self {
+            protocols,
             expects_http2,
+            listener: OnceLock::new(),
             address,
             trace: OnceLock::new(),
             outcome: OnceLock::new(),
         })
+    }
+
+    /// Calls `listener` with what the handshake agreed on, once it has ended well. Before anything is
+    /// sent.
+    pub(crate) fn when_ended(&self, listener: impl Fn(&TlsFacts) + Send + Sync + 'static) {
+        let _ = self.listener.set(Listener(Box::new(listener)));
     }
 
     /// The request may be sent.
@@ -57,17 +79,25 @@ impl Early {
     /// The handshake is over. Fails if the server chose another protocol than the one in which the
     /// request was written.
     pub(super) fn ended(&self, facts: TlsFacts, at: Instant) -> Result<(), Error> {
-        let is_http2 = facts.alpn.as_deref() == Some("h2");
-        if is_http2 != self.expects_http2 {
-            // The peer cannot have taken the one for the other: nothing was processed.
+        if self.protocols.is_http2(facts.alpn.as_deref()) != self.expects_http2 {
+            // A peer that did not take the early data got the rest in a protocol that it does not
+            // speak. One that did take it has its own idea of what that was.
+            let safety = if facts.early_data == EarlyData::Accepted {
+                ReplaySafety::MaybeProcessed
+            } else {
+                ReplaySafety::Unprocessed
+            };
             let error = Error::new(
                 ErrorKind::Refused,
                 "the server changed its protocol under early data",
             )
             .at(Phase::Tls)
-            .with_replay(ReplaySafety::Unprocessed);
+            .with_replay(safety);
             self.failed(error.clone(), at);
             return Err(error);
+        }
+        if let Some(Listener(listener)) = self.listener.get() {
+            listener(&facts);
         }
         let trace = self.trace.get().expect("nothing is sent before it is set");
         let _ = self.outcome.set(Outcome {

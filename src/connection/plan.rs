@@ -27,6 +27,17 @@ pub enum Protocols {
     Http2PriorKnowledge,
 }
 
+impl Protocols {
+    /// What is spoken when ALPN has chosen this.
+    pub(super) fn is_http2(self, alpn: Option<&str>) -> bool {
+        match self {
+            Self::Http2PriorKnowledge => true,
+            Self::Http1 => false,
+            Self::Auto | Self::Http2 => alpn == Some("h2"),
+        }
+    }
+}
+
 /// Which address families to use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]

@@ -8,7 +8,7 @@ use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
@@ -32,19 +32,42 @@ pub(crate) enum Stream {
     },
 }
 
-/// A handshake that still runs under early data, and until when it may.
+/// A handshake that still runs under early data, and how long it may.
 #[derive(Debug)]
 pub(crate) struct OpenHandshake {
     early: Arc<Early>,
-    timer: Pin<Box<Sleep>>,
+    /// Counted from the first flight: a request that is not polled does not run out of time.
+    left: Duration,
+    timer: Option<Pin<Box<Sleep>>>,
 }
 
 impl OpenHandshake {
-    pub(super) fn new(early: Arc<Early>, until: Instant) -> Self {
+    pub(super) fn new(early: Arc<Early>, left: Duration) -> Self {
         Self {
             early,
-            timer: Box::pin(tokio::time::sleep_until(until.into())),
+            left,
+            timer: None,
         }
+    }
+
+    /// Ready with the error once its time is over.
+    fn poll_timer(&mut self, cx: &mut Context<'_>) -> Poll<Error> {
+        let left = self.left;
+        let timer = self
+            .timer
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep(left)));
+        timer
+            .as_mut()
+            .poll(cx)
+            .map(|()| Error::new(ErrorKind::Timeout, "the handshake took too long").at(Phase::Tls))
+    }
+
+    /// Notes how it failed, for whoever asks, and as the error of the stream.
+    fn fail(&self, error: Error, at: Instant) -> io::Error {
+        // Early data may have been read before the handshake failed.
+        let error = error.with_replay(ReplaySafety::MaybeProcessed);
+        self.early.failed(error.clone(), at);
+        io::Error::new(io::ErrorKind::ConnectionAborted, error)
     }
 }
 
@@ -83,37 +106,89 @@ impl Stream {
     /// Drives a handshake under early data to its end.
     #[cold]
     fn poll_end_early(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let Self::Tls { tls, early: open } = self else {
+        let Self::Tls {
+            tls,
+            early: early @ Some(_),
+        } = self
+        else {
             return Poll::Ready(Ok(()));
         };
-        let Some(OpenHandshake { early, timer }) = open else {
-            return Poll::Ready(Ok(()));
-        };
+        let open = early.as_mut().expect("it was just matched");
+        if let Some(error) = open.early.failure() {
+            let error = error.clone();
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::ConnectionAborted, error)));
+        }
         // tokio-rustls ends the handshake, and repeats rejected bytes, in its flush.
-        let flushed = match Pin::new(&mut **tls).poll_flush(cx) {
-            Poll::Ready(flushed) => flushed.map_err(tls::explain),
-            Poll::Pending => {
-                ready!(timer.as_mut().poll(cx));
-                Err(Error::new(ErrorKind::Timeout, "the handshake took too long").at(Phase::Tls))
-            }
-        };
+        let flushed = Pin::new(&mut **tls).poll_flush(cx);
         let (wire, session) = tls.get_ref();
         let at = wire.last_read().unwrap_or_else(now);
-        let ended = match flushed {
-            Ok(()) => early.ended(tls::late_facts(session), at),
-            Err(error) => {
-                // Early data may have been read before the handshake failed.
-                let error = error.with_replay(ReplaySafety::MaybeProcessed);
-                early.failed(error.clone(), at);
-                Err(error)
+        match flushed {
+            Poll::Ready(Ok(())) => {}
+            Poll::Ready(Err(error)) => {
+                return Poll::Ready(Err(open.fail(tls::explain(error), at)));
             }
-        };
+            Poll::Pending if session.is_handshaking() => {
+                let error = ready!(open.poll_timer(cx));
+                return Poll::Ready(Err(open.fail(error, at)));
+            }
+            // The handshake is over, and what is left of the request waits for the socket: the answer
+            // can be read meanwhile.
+            Poll::Pending if session.is_early_data_accepted() => {}
+            // Rejected, and not yet all sent again.
+            Poll::Pending => return Poll::Pending,
+        }
+        let ended = open.early.ended(tls::late_facts(session), at);
         match ended {
             Ok(()) => {
-                *open = None;
+                *early = None;
                 Poll::Ready(Ok(()))
             }
             Err(error) => Poll::Ready(Err(io::Error::new(io::ErrorKind::ConnectionAborted, error))),
+        }
+    }
+
+    /// A write under early data. Beyond what the ticket allows, tokio-rustls drives the handshake in it.
+    #[cold]
+    fn after_early_write(
+        &mut self,
+        cx: &mut Context<'_>,
+        written: Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<usize>> {
+        let Self::Tls {
+            tls,
+            early: Some(open),
+        } = self
+        else {
+            return written;
+        };
+        let at = now();
+        match written {
+            Poll::Ready(Err(error)) => Poll::Ready(Err(open.fail(tls::explain(error), at))),
+            Poll::Pending => {
+                // Who waits here waits for the answer to a flight that must have left.
+                let wire = tls.get_mut().0;
+                wire.uncork();
+                if let Poll::Ready(Err(error)) = Pin::new(wire).poll_flush(cx) {
+                    return Poll::Ready(Err(open.fail(tls::explain(error), at)));
+                }
+                if tls.get_ref().1.is_handshaking() {
+                    let error = ready!(open.poll_timer(cx));
+                    return Poll::Ready(Err(open.fail(error, at)));
+                }
+                Poll::Pending
+            }
+            written => written,
+        }
+    }
+
+    /// Whether something that was written has not reached the socket.
+    fn has_unsent(&self) -> bool {
+        match self {
+            Self::Plain(wire) => wire.has_unsent(),
+            Self::Tls { tls, .. } => {
+                let (wire, session) = tls.get_ref();
+                wire.has_unsent() || session.wants_write()
+            }
         }
     }
 }
@@ -168,18 +243,28 @@ impl AsyncRead for Stream {
 
 impl AsyncWrite for Stream {
     fn poll_write(
-        self: Pin<&mut Self>,
+        mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
+        if self.is_early() {
+            let this = self.as_mut();
+            let written = each_stream!(this, io => Pin::new(io).poll_write(cx, buf));
+            return self.after_early_write(cx, written);
+        }
         each_stream!(self, io => Pin::new(io).poll_write(cx, buf))
     }
 
     fn poll_write_vectored(
-        self: Pin<&mut Self>,
+        mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        if self.is_early() {
+            let this = self.as_mut();
+            let written = each_stream!(this, io => Pin::new(io).poll_write_vectored(cx, bufs));
+            return self.after_early_write(cx, written);
+        }
         each_stream!(self, io => Pin::new(io).poll_write_vectored(cx, bufs))
     }
 
@@ -189,15 +274,22 @@ impl AsyncWrite for Stream {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.is_early() {
-            return match self.poll_end_early(cx) {
-                Poll::Pending if !self.wire().has_unsent() => Poll::Ready(Ok(())),
-                ended => ended,
-            };
+            match self.poll_end_early(cx) {
+                Poll::Pending if !self.has_unsent() => return Poll::Ready(Ok(())),
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(ended) => ended?,
+            }
         }
         each_stream!(self, io => Pin::new(io).poll_flush(cx))
     }
 
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.is_early() {
+            // There is no session yet to say goodbye in, and nothing that waits shall leave any more.
+            let wire = self.wire_mut();
+            wire.discard();
+            return Pin::new(wire).poll_shutdown(cx);
+        }
         each_stream!(self, io => Pin::new(io).poll_shutdown(cx))
     }
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use h2::client::{Builder, Connection, SendRequest};
 use tokio::sync::Notify;
+use tokio::time::timeout;
 
 use crate::close_reason::CloseReason;
 use crate::error::{Error, ErrorKind};
@@ -41,6 +42,9 @@ const REMEMBERED_RESETS: usize = 1000;
 const RESET_MEMORY: Duration = Duration::from_secs(5);
 /// Late frames on forgotten streams in the life of a connection until h2 gives up on it.
 const MAX_LOCAL_RESETS: usize = 100_000;
+/// How long a new connection waits for its first request, so that the end of the handshake, the preface
+/// and the request leave in one write.
+const FIRST_REQUEST: Duration = Duration::from_millis(50);
 /// Written data that h2 buffers per stream.
 const SEND_BUFFER: usize = 1024 * 1024;
 
@@ -228,7 +232,14 @@ impl<S: Carrier> Driver<S> {
     pub(crate) async fn run(mut self, watch: &impl Watch) -> CloseReason {
         let shared = self.shared.clone();
         while !shared.tap.is_open() {
-            shared.wake.notified().await;
+            // A request that has the connection and is not polled must not hold up those who wait for
+            // the peer's first word.
+            if timeout(FIRST_REQUEST, shared.wake.notified())
+                .await
+                .is_err()
+            {
+                shared.tap.open();
+            }
         }
         let mut seen = Seen::default();
         let result = {

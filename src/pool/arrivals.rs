@@ -21,7 +21,7 @@ use crate::timing::ConnectionUse;
 
 use super::capacity::Permit;
 use super::dial::{DialSink, Dialled, Report};
-use super::host::{Denied, Grant, Host, Outcome, deliver};
+use super::host::{Denied, Grant, Host, Outcome, State, deliver};
 use super::lease::{H1Conn, H1Lease, H2Conn, H2Lease, Home, IdleWake, Lease};
 use super::shared::{Live, REMEMBER_ORIGIN};
 use super::state::{DialEntry, Multiplexed, Waiter};
@@ -35,6 +35,10 @@ impl Host {
         let is_tls = info.trace().tls.is_some();
         let is_resumed = info.tls_resumed() == Some(true);
         self.shared.counters.opened(is_tls, is_resumed);
+        if let Some(early) = info.early() {
+            let counters = self.shared.counters.clone();
+            early.when_ended(move |facts| counters.ended_late(facts.resumed));
+        }
         let retire_at = self.shared.retire_at(info.ready_at());
         match link {
             Link::Http1(http1) => self.opened_http1(id, http1, info.clone(), permit, retire_at),
@@ -101,15 +105,18 @@ impl Host {
     /// The request for which the connection was dialled is gone: nobody may use it before its
     /// handshake is over.
     pub(super) fn establish(self: &Arc<Self>, conn: H1Conn) {
-        let (this, limit) = (self.clone(), self.shared.deps.connect_timeout);
+        let limit = self.shared.deps.connect_timeout;
+        let mut establishing = Establishing {
+            conn: Some(conn),
+            host: self.clone(),
+        };
         self.runtime.spawn(async move {
-            // Dropped with the runtime, it is taken off the books.
-            let mut lease = H1Lease::new(conn, this.clone());
-            let established = timeout(limit, lease.http1().established()).await;
-            match established {
-                // It has served nobody and goes home as it came.
-                Ok(Ok(())) => drop(lease),
-                _ => lease.close(CloseReason::Failed),
+            let Some(conn) = &mut establishing.conn else {
+                return;
+            };
+            let established = timeout(limit, conn.http1.established()).await;
+            if let (Ok(Ok(())), Some(conn)) = (established, establishing.conn.take()) {
+                establishing.host.clone().check_in(conn);
             }
         });
     }
@@ -123,12 +130,11 @@ impl Host {
         permit: Permit,
         retire_at: Option<Instant>,
     ) {
-        let trace = info.shared_trace();
         let early = info.early().is_some();
         let conn = Arc::new(H2Conn::new(handle, info, retire_at));
         // It is idle until its first stream is taken.
         self.shared.idle.fetch_add(1, Ordering::SeqCst);
-        let mut grants = Vec::new();
+        let grants;
         {
             let mut books = lock(&self.books);
             books.live.push(Live {
@@ -145,24 +151,8 @@ impl Host {
             } else {
                 state.shared.push(conn.clone());
             }
-            while grants.is_empty() || !early {
-                let Some(taken) = conn.try_take() else { break };
-                let Some(waiter) = state.next_for(early) else {
-                    conn.handle.slots().release();
-                    break;
-                };
-                if taken.before == 0 {
-                    self.shared.idle.fetch_sub(1, Ordering::SeqCst);
-                }
-                self.count_waiting(-1);
-                let grant = Grant {
-                    lease: Lease::H2(H2Lease::new(conn.clone(), self.clone())),
-                    how: new_or_joined(&waiter, dial.as_ref(), grants.is_empty()),
-                    dial: Some(trace.clone()),
-                    covered: waiter.covered,
-                };
-                grants.push((waiter.whom, Ok(grant)));
-            }
+            let how = |waiter: &Waiter<_>, first| new_or_joined(waiter, dial.as_ref(), first);
+            grants = self.grant_streams(state, &conn, early, how);
         }
         let watch = Watching {
             host: self.clone(),
@@ -187,6 +177,37 @@ impl Host {
         drop(conn);
         deliver(grants);
         self.drive();
+    }
+
+    /// Streams of a new connection for those who waited for it; one only, for a request that may travel
+    /// as early data, if its handshake is open. `how` is told whether it is the first.
+    fn grant_streams(
+        self: &Arc<Self>,
+        state: &mut State,
+        conn: &Arc<H2Conn>,
+        early: bool,
+        how: impl Fn(&Waiter<oneshot::Sender<Outcome>>, bool) -> ConnectionUse,
+    ) -> Vec<(oneshot::Sender<Outcome>, Outcome)> {
+        let mut grants = Vec::new();
+        while grants.is_empty() || !early {
+            let Some(taken) = conn.try_take() else { break };
+            let Some(waiter) = state.next_for(early) else {
+                conn.handle.slots().release();
+                break;
+            };
+            if taken.before == 0 {
+                self.shared.idle.fetch_sub(1, Ordering::SeqCst);
+            }
+            self.count_waiting(-1);
+            let grant = Grant {
+                lease: Lease::H2(H2Lease::new(conn.clone(), self.clone())),
+                how: how(&waiter, grants.is_empty()),
+                dial: Some(conn.info.shared_trace()),
+                covered: waiter.covered,
+            };
+            grants.push((waiter.whom, Ok(grant)));
+        }
+        grants
     }
 
     fn dial_failed(
@@ -225,6 +246,20 @@ impl Host {
         deliver(failed.into_iter().map(denied).collect());
         if let Some(report) = report {
             let _ = report.send(Err(error));
+        }
+    }
+}
+
+/// A connection whose handshake somebody must end. Dropped before that, it is closed.
+struct Establishing {
+    conn: Option<H1Conn>,
+    host: Arc<Host>,
+}
+
+impl Drop for Establishing {
+    fn drop(&mut self) {
+        if let Some(conn) = self.conn.take() {
+            self.host.clone().close(conn, CloseReason::Failed);
         }
     }
 }
@@ -320,8 +355,18 @@ impl Watch for Watching {
 
     fn settled(&self) {
         if let Some(conn) = self.conn.upgrade() {
-            let mut books = lock(&self.host.books);
-            books.state.settled(|c| Arc::ptr_eq(c, &conn));
+            let grants = {
+                let mut books = lock(&self.host.books);
+                let state = &mut books.state;
+                if state.settled(|c| Arc::ptr_eq(c, &conn)) {
+                    // They waited for this very handshake.
+                    let how = |_: &_, _| ConnectionUse::Joined;
+                    self.host.grant_streams(state, &conn, false, how)
+                } else {
+                    Vec::new()
+                }
+            };
+            deliver(grants);
         }
         self.settled.notify_waiters();
         if self.host.has_waiters() {

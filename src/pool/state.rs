@@ -232,12 +232,14 @@ impl<I, S: Multiplexed + Clone, W, D> HostState<I, S, W, D> {
         }
     }
 
-    /// The handshake of an HTTP/2 connection is over: it may be shared.
-    pub(crate) fn settled(&mut self, is_it: impl Fn(&S) -> bool) {
-        if let Some(at) = self.settling.iter().position(is_it) {
-            let settled = self.settling.remove(at);
-            self.shared.push(settled);
-        }
+    /// The handshake of an HTTP/2 connection is over: it may be shared. False if it was not open.
+    pub(crate) fn settled(&mut self, is_it: impl Fn(&S) -> bool) -> bool {
+        let Some(at) = self.settling.iter().position(is_it) else {
+            return false;
+        };
+        let settled = self.settling.remove(at);
+        self.shared.push(settled);
+        true
     }
 
     /// Takes an HTTP/2 connection off the books.

@@ -41,7 +41,7 @@ impl<S: AsyncRead + Unpin> Io<S> {
 
     /// Reads until the peer is known to speak HTTP/2 or not, and puts back what it read.
     pub(super) async fn has_preface(&mut self) -> io::Result<bool> {
-        let mut seen = Vec::new();
+        let mut seen = self.front.to_vec();
         while PREFACE.starts_with(&seen) && seen.len() < PREFACE.len() {
             if self.stream.read_buf(&mut seen).await? == 0 {
                 break;
