@@ -210,6 +210,13 @@ pub(crate) trait Carrier: AsyncRead + AsyncWrite + Send + Unpin {
     fn poll_established(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
 }
 
+/// Looks after a socket of our own while a request is on its way out.
+pub(crate) trait AttendUpload: std::fmt::Debug + Send + Sync {
+    /// To be polled beside the upload until the response begins, and dropped then; never ready.
+    /// `None` if there is nothing to look after.
+    fn attend(&self) -> Option<BoxFuture<'static, ()>>;
+}
+
 /// How much one read asks of the socket: a full TLS record.
 const READ_BUFFER: usize = 16 * 1024;
 /// Writes from this size on are not copied into the cork.

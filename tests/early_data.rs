@@ -298,6 +298,21 @@ async fn impostor_may_have_read_early_data_and_the_error_says_so() {
     .await;
 }
 
+fn half_rtt_client(pki: &Pki, server: &HalfRtt) -> (ConnectionPool, Client) {
+    let tls = TlsOptions::new()
+        .builtin_roots(false)
+        .add_root(pki.ca_der())
+        .early_data(true);
+    let pool = ConnectionPool::builder()
+        .resolve_to("api.test", ["127.0.0.1".parse().unwrap()])
+        .tls(tls)
+        .build()
+        .unwrap();
+    let url = format!("https://api.test:{}", server.addr().port());
+    let client = pool.client_builder(url).build().unwrap();
+    (pool, client)
+}
+
 #[tokio::test]
 async fn answer_to_early_data_takes_one_round_trip() {
     in_time(async {
@@ -305,17 +320,7 @@ async fn answer_to_early_data_takes_one_round_trip() {
         let storage: Arc<dyn StoresServerSessions> = ServerSessionMemoryCache::new(64);
         let config = config(&pki, &["http/1.1"], &storage);
         let server = HalfRtt::start(support::port::any(), config);
-        let tls = TlsOptions::new()
-            .builtin_roots(false)
-            .add_root(pki.ca_der())
-            .early_data(true);
-        let pool = ConnectionPool::builder()
-            .resolve_to("api.test", ["127.0.0.1".parse().unwrap()])
-            .tls(tls)
-            .build()
-            .unwrap();
-        let url = format!("https://api.test:{}", server.addr().port());
-        let client = pool.client_builder(url).build().unwrap();
+        let (pool, client) = half_rtt_client(&pki, &server);
         for expected in [EarlyData::NotOffered, EarlyData::Accepted] {
             let mut response = client.get("/").send().await.unwrap();
             assert_eq!(response.text().await.unwrap(), "ok");
@@ -330,6 +335,35 @@ async fn answer_to_early_data_takes_one_round_trip() {
         };
         assert!(full.starts_with("CSCAS"), "two round trips: {full}");
         assert!(early.starts_with("CAS"), "one round trip: {early}");
+    })
+    .await;
+}
+
+/// The answer comes before the server has the client's Finished, and its tickets only after that.
+#[tokio::test]
+async fn tickets_that_come_to_an_idle_http1_connection_are_kept_and_so_is_the_connection() {
+    in_time(async {
+        let pki = Pki::new();
+        let storage: Arc<dyn StoresServerSessions> = ServerSessionMemoryCache::new(64);
+        let config = config(&pki, &["http/1.1"], &storage);
+        let server = HalfRtt::start(support::port::any(), config);
+        let (pool, client) = half_rtt_client(&pki, &server);
+        let get = async || {
+            let mut response = client.get("/").send().await.unwrap();
+            assert_eq!(response.text().await.unwrap(), "ok");
+            response.connection().clone()
+        };
+        get().await;
+        pool.close_idle();
+        eventually("it is closed", || pool.stats().open == 0).await;
+        let before = pool.stats().tls_tickets;
+        let early = get().await;
+        // One was spent on it.
+        eventually("new tickets are there", || {
+            pool.stats().tls_tickets >= before
+        })
+        .await;
+        assert_eq!(get().await.id(), early.id());
     })
     .await;
 }

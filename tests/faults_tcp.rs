@@ -11,6 +11,7 @@
 //! | an option that does not apply, a local address that is gone | the unit tests of `tcp::socket` |
 //! | one byte at a time | here |
 //! | a response and FIN in one segment | here |
+//! | a window that stays closed to an HTTP/1.1 upload | here |
 //! | Fast Open refused or dropped on the way | README.md in this directory: a run over an emulated path |
 //!
 //! Half-open connections after a loss of power or of a NAT's memory are the kernel's (`TCP_USER_TIMEOUT`, keep-alive: read
@@ -324,6 +325,45 @@ async fn peer_that_accepts_and_says_nothing_is_bounded_and_takes_nobody_with_it(
         );
         assert_eq!(error.replay_safety(), ReplaySafety::NotSent);
         assert_eq!(response.unwrap().status(), 200);
+    })
+    .await;
+}
+
+/// The kernel would take the closed window for a dead peer, however promptly its probes are answered.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn server_that_pauses_an_http1_upload_for_longer_than_the_user_timeout_gets_it_whole() {
+    // More than the kernels on both sides hold together.
+    const LENGTH: usize = 32 << 20;
+    const TIMEOUT: Duration = Duration::from_millis(400);
+    in_time(async {
+        let peer = H1Peer::start(|mut conn, _| async move {
+            let head = conn.read_head().await;
+            // The pause is the fault.
+            tokio::time::sleep(4 * TIMEOUT).await;
+            let mut left = LENGTH;
+            while left > 0 {
+                let part = conn.read_body(left.min(1 << 20)).await;
+                if part.is_empty() {
+                    return;
+                }
+                left -= part.len();
+            }
+            assert!(head.starts_with("POST / "));
+            conn.send(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nwhole")
+                .await;
+            conn.closed_by_client().await;
+        });
+        let pool = ConnectionPool::builder()
+            .tcp(firstbyte::tcp::TcpOptions::default().user_timeout(Some(TIMEOUT)))
+            .build()
+            .unwrap();
+        let url = format!("http://127.0.0.1:{}/", peer.port());
+        let client = pool.client_builder(url).build().unwrap();
+        let upload = client.post("/").body(vec![7; LENGTH]).send();
+        let mut response = upload.await.unwrap();
+        assert_eq!(response.text().await.unwrap(), "whole");
+        assert_eq!(peer.connections(), 1);
     })
     .await;
 }

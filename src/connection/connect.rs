@@ -145,7 +145,8 @@ async fn walk(
         let (handle, driver) = http2::connect(stream, &deps.http2, learned.stream_limit).await?;
         (http::Version::HTTP_2, Link::Http2(handle, Box::new(driver)))
     } else {
-        let http1 = Http1::new(stream, forward(plan));
+        let attendant = (reached.end.socket.clone()).map(|socket| Box::new(socket) as _);
+        let http1 = Http1::new(stream, attendant, forward(plan));
         (http::Version::HTTP_11, Link::Http1(Box::new(http1)))
     };
     recorder.emit(DialEvent::Ready);

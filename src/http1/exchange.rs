@@ -18,7 +18,7 @@ use crate::close_reason::CloseReason;
 use crate::error::{Error, ErrorKind, ReplaySafety};
 use crate::event::{RequestEvent, RequestRecorder};
 use crate::http_head::{Head, HeadError, HeadLimits, HeadParser};
-use crate::io::Carrier;
+use crate::io::{AttendUpload, BoxFuture, Carrier};
 use crate::timing::Phase;
 
 use super::chunked::{ChunkedDecoder, Decoded};
@@ -27,6 +27,8 @@ use super::framing::{self, BodyFraming};
 
 /// Asked of the stream by one read of a body.
 const READ_SIZE: usize = 16 * 1024;
+/// A request below this fits into any sound peer's window.
+const SMALL_REQUEST: u64 = 16 * 1024;
 /// Informational responses accepted before the final one.
 const MAX_INFORMATIONAL: u32 = 32;
 
@@ -62,6 +64,7 @@ enum Decoder {
 #[derive(Debug)]
 pub(crate) struct Http1<S> {
     io: S,
+    attendant: Option<Box<dyn AttendUpload>>,
     buffer: BytesMut,
     state: State,
     keep_alive: Result<(), CloseReason>,
@@ -71,9 +74,14 @@ pub(crate) struct Http1<S> {
 }
 
 impl<S: Carrier> Http1<S> {
-    pub(crate) fn new(io: S, forward: Option<Forward>) -> Self {
+    pub(crate) fn new(
+        io: S,
+        attendant: Option<Box<dyn AttendUpload>>,
+        forward: Option<Forward>,
+    ) -> Self {
         Self {
             io,
+            attendant,
             forward,
             buffer: BytesMut::new(),
             state: State::Idle,
@@ -161,6 +169,7 @@ impl<S: Carrier> Http1<S> {
             written_before: self.io.bytes_written(),
             upload,
             write_error: None,
+            attending: None,
             parser: HeadParser::default(),
             first_byte: None,
             informational: 0,
@@ -331,6 +340,8 @@ struct Exchange<'a, S> {
     written_before: u64,
     upload: Upload,
     write_error: Option<io::Error>,
+    /// Asked for once more has left than a small request; `Some(None)` where there is nothing to do.
+    attending: Option<Option<BoxFuture<'static, ()>>>,
     parser: HeadParser,
     /// The read that brought the first byte of the head now being read.
     first_byte: Option<Instant>,
@@ -369,17 +380,36 @@ impl<S: Carrier> Exchange<'_, S> {
                 Err(error) => return Poll::Ready(Err(error)),
             }
             let had_bytes = !self.connection.buffer.is_empty();
-            let lost = match ready!(self.connection.poll_fill(cx)) {
-                Ok(0) => None,
-                Ok(_) => {
+            let lost = match self.connection.poll_fill(cx) {
+                Poll::Pending => {
+                    self.attend(cx);
+                    return Poll::Pending;
+                }
+                Poll::Ready(Ok(0)) => None,
+                Poll::Ready(Ok(_)) => {
                     if !had_bytes {
                         self.first_byte = self.connection.io.last_read();
                     }
                     continue;
                 }
-                Err(error) => Some(error),
+                Poll::Ready(Err(error)) => Some(error),
             };
             return Poll::Ready(Err(self.lost(lost)));
+        }
+    }
+
+    /// Whether or not all was written: it may still wait in our kernel.
+    fn attend(&mut self, cx: &mut Context<'_>) {
+        let connection = &*self.connection;
+        if connection.io.bytes_written() - self.written_before < SMALL_REQUEST {
+            return;
+        }
+        let attendant = connection.attendant.as_deref();
+        let attending = self
+            .attending
+            .get_or_insert_with(|| attendant.and_then(AttendUpload::attend));
+        if let Some(attending) = attending {
+            let _never = attending.as_mut().poll(cx);
         }
     }
 

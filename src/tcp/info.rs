@@ -62,6 +62,11 @@ impl Raw<'_> {
         let bytes = self.0.get(at..at + 8)?;
         Some(u64::from_ne_bytes(bytes.try_into().ok()?))
     }
+
+    /// `tcpi_snd_wnd` below `tcpi_snd_mss`.
+    fn is_window_closed(self) -> Option<bool> {
+        Some(self.u32(228)? < self.u32(16)?)
+    }
 }
 
 impl TcpInfo {
@@ -128,6 +133,27 @@ impl SocketWatch {
         let descriptor = lock(&self.descriptor);
         TcpInfo::parse(&sys::tcp_info((*descriptor)?)?)
     }
+
+    /// The peer takes less than a segment; false where that cannot be told (kernels before 5.4).
+    pub(super) fn is_window_closed(&self) -> bool {
+        let descriptor = lock(&self.descriptor);
+        let bytes = (*descriptor).and_then(sys::tcp_info);
+        bytes.is_some_and(|bytes| Raw(&bytes).is_window_closed() == Some(true))
+    }
+
+    /// `None` if there is none, or the socket is closed.
+    pub(super) fn user_timeout(&self) -> Option<Duration> {
+        let descriptor = lock(&self.descriptor);
+        sys::user_timeout((*descriptor)?)
+    }
+
+    /// Nothing happens once the socket is closed.
+    pub(super) fn set_user_timeout(&self, timeout: Option<Duration>) {
+        let descriptor = lock(&self.descriptor);
+        if let Some(descriptor) = *descriptor {
+            sys::set_user_timeout(descriptor, timeout);
+        }
+    }
 }
 
 /// Fast Open: connect() has returned, and the SYN waits for the first write.
@@ -158,7 +184,8 @@ pub(super) fn bind_address_no_port(socket: &socket2::Socket) {
 #[allow(unsafe_code)]
 mod sys {
     use std::io;
-    use std::os::fd::{AsRawFd, RawFd};
+    use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+    use std::time::Duration;
 
     /// Larger than `struct tcp_info` of any kernel so far.
     const INFO: usize = 512;
@@ -183,6 +210,19 @@ mod sys {
         }
         bytes.truncate(len as usize);
         Some(bytes)
+    }
+
+    pub(super) fn user_timeout(fd: RawFd) -> Option<Duration> {
+        // SAFETY: the caller holds the lock that keeps the descriptor open.
+        let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+        socket2::SockRef::from(&fd).tcp_user_timeout().ok()?
+    }
+
+    pub(super) fn set_user_timeout(fd: RawFd, timeout: Option<Duration>) {
+        // SAFETY: the caller holds the lock that keeps the descriptor open.
+        let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+        // It was read from this socket, or set on it, before: what there is to fail has passed.
+        let _ = socket2::SockRef::from(&fd).set_tcp_user_timeout(timeout);
     }
 
     pub(in super::super) fn set_fast_open_connect(socket: &socket2::Socket) -> io::Result<()> {
@@ -220,6 +260,12 @@ mod sys {
     pub(super) fn tcp_info(_: super::Descriptor) -> Option<Vec<u8>> {
         None
     }
+
+    pub(super) fn user_timeout(_: super::Descriptor) -> Option<std::time::Duration> {
+        None
+    }
+
+    pub(super) fn set_user_timeout(_: super::Descriptor, _: Option<std::time::Duration>) {}
 
     pub(in super::super) fn set_fast_open_connect(_: &socket2::Socket) -> io::Result<()> {
         Err(io::ErrorKind::Unsupported.into())

@@ -4,6 +4,7 @@
 mod info;
 mod options;
 mod socket;
+mod window;
 
 pub(crate) use info::SocketWatch;
 pub use info::TcpInfo;

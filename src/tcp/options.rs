@@ -32,7 +32,12 @@ pub struct TcpOptions {
     /// within a minute, and NATs keep the flow.
     pub keepalive: Option<Keepalive>,
     /// How long sent data may stay unacknowledged (`TCP_USER_TIMEOUT`, Linux). Default 20 s: the
-    /// kernel alone would try for about 15 minutes.
+    /// kernel alone would try for about 15 minutes. Off while the server's window is closed to an
+    /// HTTP/1.1 upload (kernel 5.4 or newer): a server may take its time, [`Timeouts::first_byte`]
+    /// and [`Timeouts::total`] bound it.
+    ///
+    /// [`Timeouts::first_byte`]: crate::Timeouts::first_byte
+    /// [`Timeouts::total`]: crate::Timeouts::total
     pub user_timeout: Option<Duration>,
     /// Bytes not yet sent above which the socket takes no more (`TCP_NOTSENT_LOWAT`, Linux): less
     /// waits in the kernel where HTTP/2 can no longer reorder it. Default the system's.
