@@ -135,6 +135,10 @@ impl Alpn {
     }
 }
 
+/// Identities whose configuration is kept. A service has a handful; who makes one per tenant builds
+/// some of them anew, which costs about as much as parsing the roots.
+const IDENTITIES_KEPT: usize = 64;
+
 /// The configurations of a pool, one per identity: verifier and roots are built once.
 #[derive(Debug, Default)]
 pub(crate) struct Identities {
@@ -149,6 +153,11 @@ impl Identities {
             return Ok(config.clone());
         }
         let config = Arc::new(build(options)?);
+        if built.len() >= IDENTITIES_KEPT
+            && let Some(other) = built.keys().next().cloned()
+        {
+            built.remove(&other);
+        }
         built.insert(options.clone(), config.clone());
         Ok(config)
     }
@@ -265,4 +274,22 @@ impl KeyLog for KeyLogFile {
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    // layering: uses this module, its siblings and sync, which is below.
+    use super::*;
+
+    #[test]
+    fn identity_is_built_once_and_their_number_is_bounded() {
+        let identities = Identities::default();
+        let options = |n: usize| TlsOptions::new().server_name(format!("tenant-{n}.test"));
+        for n in 0..2 * IDENTITIES_KEPT {
+            let built = identities.prepare(&options(n)).unwrap();
+            let found = identities.prepare(&options(n)).unwrap();
+            assert!(Arc::ptr_eq(&built, &found));
+        }
+        assert_eq!(lock(&identities.built).len(), IDENTITIES_KEPT);
+    }
 }
