@@ -356,7 +356,7 @@ async fn address_filter_refuses_what_a_name_leads_to() {
     in_time(async {
         let world = World::with(
             |server| server,
-            |pool| pool.address_filter(|_, ip| dns::is_public(&ip)),
+            |pool| pool.address_filter(|_, ip| dns::is_public(ip)),
         )
         .await;
         let literal = format!("https://127.0.0.1:{}/", world.server.port());

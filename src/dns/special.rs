@@ -6,10 +6,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 /// (RFC 6598), documentation, benchmarking, multicast, reserved or unspecified, by the special-purpose
 /// registries of RFC 6890; IPv6 addresses that carry an IPv4 one (mapped, NAT64, 6to4) are judged
 /// by it. For [`address_filter`](crate::ConnectionPoolBuilder::address_filter).
-pub fn is_public(ip: &IpAddr) -> bool {
+pub fn is_public(ip: IpAddr) -> bool {
     match ip {
-        IpAddr::V4(ip) => is_public_v4(*ip),
-        IpAddr::V6(ip) => is_public_v6(*ip),
+        IpAddr::V4(ip) => is_public_v4(ip),
+        IpAddr::V6(ip) => is_public_v6(ip),
     }
 }
 
@@ -82,7 +82,7 @@ mod tests {
             "2001:db8::1",
             "100::1",
         ] {
-            assert!(!is_public(&ip.parse().unwrap()), "{ip}");
+            assert!(!is_public(ip.parse().unwrap()), "{ip}");
         }
         for ip in [
             "1.1.1.1",
@@ -94,7 +94,7 @@ mod tests {
             "64:ff9b::101:101",
             "2002:101:101::",
         ] {
-            assert!(is_public(&ip.parse().unwrap()), "{ip}");
+            assert!(is_public(ip.parse().unwrap()), "{ip}");
         }
     }
 }
