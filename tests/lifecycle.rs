@@ -6,8 +6,11 @@ mod support;
 use std::time::Duration;
 
 use common::{BOTH, World, eventually, in_time, join_all};
-use firstbyte::{CloseReason, ConnectionPool, ConnectionUse, ErrorKind, Phase, Protocols};
+use firstbyte::{
+    CloseReason, ConnectionPool, ConnectionUse, ErrorKind, Phase, Protocols, ReplaySafety,
+};
 use support::gate::Gate;
+use support::h1_peer::H1Peer;
 use support::server::Reply;
 
 #[tokio::test]
@@ -135,6 +138,46 @@ async fn shutdown_at_its_deadline_ends_http2_requests_and_tells_who_waits() {
         let kinds: Vec<_> = results.into_iter().map(|r| r.unwrap_err().kind()).collect();
         assert!(kinds.contains(&ErrorKind::PoolClosed), "{kinds:?}");
         drop(gate);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn shutdown_at_its_deadline_ends_http1_requests_wherever_they_wait() {
+    in_time(async {
+        let peer = H1Peer::start(|mut conn, _| async move {
+            let head = conn.read_head().await;
+            if head.starts_with("GET /body ") {
+                conn.send("HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nhalf")
+                    .await;
+            }
+            conn.closed_by_client().await;
+        });
+        let pool = ConnectionPool::new();
+        let url = format!("http://127.0.0.1:{}/", peer.port());
+        let client = pool.client_builder(url).build().unwrap();
+        let head = async {
+            let error = client.post("/head").body("once").send().await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::ConnectionLost);
+            assert_eq!(error.replay_safety(), ReplaySafety::MaybeProcessed);
+            assert!(error.to_string().contains("pool was shut down"), "{error}");
+        };
+        let body = async {
+            let mut response = client.get("/body").send().await.unwrap();
+            let error = response.text().await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::ConnectionLost);
+            assert!(error.to_string().contains("pool was shut down"), "{error}");
+        };
+        // Nobody polls this one until it is over.
+        let unread = client.get("/body").send().await.unwrap();
+        let stop = async {
+            peer.wait_requests(3).await;
+            pool.shutdown(Duration::ZERO).await
+        };
+        let ((), (), open) = tokio::join!(head, body, stop);
+        assert_eq!(open, 1, "the unread one");
+        drop(unread);
+        assert_eq!(pool.shutdown(Duration::ZERO).await, 0);
     })
     .await;
 }

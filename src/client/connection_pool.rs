@@ -191,9 +191,10 @@ impl ConnectionPool {
     }
 
     /// Shuts down: new and waiting requests fail with PoolClosed, idle connections are closed,
-    /// running requests may finish for as long as `deadline` says; then HTTP/2 connections are ended
-    /// with what they carry. HTTP/1.1 connections are their callers' own and end with them.
-    /// Returns how many connections are still open.
+    /// running requests may finish for as long as `deadline` says; then connections are ended with
+    /// what they carry, and whoever waits on one is told ConnectionLost. An HTTP/1.1 response whose body
+    /// nobody reads keeps its connection until it is polled or dropped, and upgraded ones are their
+    /// callers' own. Returns how many connections are still open.
     ///
     /// Dropping the future stops waiting; the pool stays shut.
     pub async fn shutdown(&self, deadline: Duration) -> usize {

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
 use std::io::{self, IoSlice};
 use std::pin::{Pin, pin};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
@@ -24,6 +25,7 @@ use crate::timing::Phase;
 use super::chunked::{ChunkedDecoder, Decoded};
 use super::encode::{self, Forward, RequestHead, UploadFraming};
 use super::framing::{self, BodyFraming};
+use super::interrupt::{Interrupt, Killer};
 
 /// Asked of the stream by one read of a body.
 const READ_SIZE: usize = 16 * 1024;
@@ -65,6 +67,7 @@ enum Decoder {
 pub(crate) struct Http1<S> {
     io: S,
     attendant: Option<Box<dyn AttendUpload>>,
+    interrupt: Arc<Interrupt>,
     buffer: BytesMut,
     state: State,
     keep_alive: Result<(), CloseReason>,
@@ -82,12 +85,18 @@ impl<S: Carrier> Http1<S> {
         Self {
             io,
             attendant,
+            interrupt: Arc::default(),
             forward,
             buffer: BytesMut::new(),
             state: State::Idle,
             keep_alive: Ok(()),
             limits: HeadLimits::DEFAULT,
         }
+    }
+
+    /// Ends an exchange that is under way, in whatever task it runs.
+    pub(crate) fn killer(&self) -> Killer {
+        Killer::new(&self.interrupt)
     }
 
     /// Whether a further request may use it, or why not.
@@ -316,11 +325,15 @@ impl<S: Carrier> Http1<S> {
     }
 
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        self.interrupt.check()?;
         if self.buffer.capacity() - self.buffer.len() < READ_SIZE / 2 {
             self.buffer.reserve(READ_SIZE);
         }
         let read = pin!(self.io.read_buf(&mut self.buffer));
-        read.poll(cx)
+        match read.poll(cx) {
+            Poll::Pending => self.interrupt.poll(cx),
+            ready => ready,
+        }
     }
 }
 

@@ -12,8 +12,10 @@ mod chunked;
 mod encode;
 mod exchange;
 mod framing;
+mod interrupt;
 
 #[cfg(any(test, fuzzing))]
 pub(crate) use chunked::check_splits as check_chunked;
 pub(crate) use encode::{Forward, RequestHead};
 pub(crate) use exchange::{Http1, ResponseHead};
+pub(crate) use interrupt::Killer;

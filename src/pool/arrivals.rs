@@ -23,7 +23,7 @@ use super::capacity::Permit;
 use super::dial::{DialSink, Dialled, Report};
 use super::host::{Denied, Grant, Host, Outcome, State, deliver};
 use super::lease::{H1Conn, H1Lease, H2Conn, H2Lease, Home, IdleWake, Lease};
-use super::shared::{Live, REMEMBER_ORIGIN};
+use super::shared::{Killer, Live, REMEMBER_ORIGIN};
 use super::state::{DialEntry, Multiplexed, Waiter};
 
 /// A failed dial beside a working HTTP/2 connection is not repeated before.
@@ -75,7 +75,7 @@ impl Host {
             books.live.push(Live {
                 id: conn.info.id(),
                 info: conn.info.clone(),
-                killer: None,
+                killer: Killer::Http1(conn.http1.killer()),
             });
             let state = &mut books.state;
             state.verdict = Some(Version::HTTP_11);
@@ -140,7 +140,7 @@ impl Host {
             books.live.push(Live {
                 id: conn.info.id(),
                 info: conn.info.clone(),
-                killer: Some(conn.handle.killer()),
+                killer: Killer::Http2(conn.handle.killer()),
             });
             let state = &mut books.state;
             state.verdict = Some(Version::HTTP_2);

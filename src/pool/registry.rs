@@ -139,8 +139,8 @@ impl Pool {
         }
     }
 
-    /// Refuses new requests, lets running ones finish until the deadline, then ends HTTP/2
-    /// connections with what they carry. Returns how many connections are still open.
+    /// Refuses new requests, lets running ones finish until the deadline, then ends connections with
+    /// what they carry. Returns how many are still open.
     pub(crate) async fn shutdown(&self, within: Duration) -> usize {
         let shared = &self.registry.shared;
         let until = deadline(now(), within);

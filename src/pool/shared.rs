@@ -104,8 +104,23 @@ pub(crate) fn pool_closed() -> Error {
 pub(crate) struct Live {
     pub(crate) id: ConnectionId,
     pub(crate) info: crate::connection::ConnectionInfo,
-    /// Ends an HTTP/2 connection without waiting for its streams.
-    pub(crate) killer: Option<crate::http2::Killer>,
+    pub(crate) killer: Killer,
+}
+
+/// Ends a connection with whatever it carries.
+#[derive(Clone, Debug)]
+pub(crate) enum Killer {
+    Http1(crate::http1::Killer),
+    Http2(crate::http2::Killer),
+}
+
+impl Killer {
+    pub(crate) fn kill(&self) {
+        match self {
+            Self::Http1(killer) => killer.kill(),
+            Self::Http2(killer) => killer.kill(),
+        }
+    }
 }
 
 /// Kept after its last connection closed: what the origin spoke, and its tickets.

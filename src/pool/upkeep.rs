@@ -104,15 +104,11 @@ impl Host {
         }
     }
 
-    /// Ends HTTP/2 connections with whatever they carry.
+    /// Ends connections with whatever they carry.
     pub(crate) fn kill(&self) {
         let killers: Vec<_> = {
             let books = lock(&self.books);
-            books
-                .live
-                .iter()
-                .filter_map(|live| live.killer.clone())
-                .collect()
+            books.live.iter().map(|live| live.killer.clone()).collect()
         };
         for killer in killers {
             killer.kill();
