@@ -142,6 +142,7 @@ impl<S: Carrier> Http1<S> {
             self.buffer = BytesMut::new();
         }
         self.io.release_buffers();
+        self.interrupt.forget_waker();
     }
 
     /// Says goodbye as far as that is possible without waiting (TLS close_notify, FIN).

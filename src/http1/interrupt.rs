@@ -25,6 +25,11 @@ impl Interrupt {
         Ok(())
     }
 
+    /// A waker keeps its task's memory.
+    pub(super) fn forget_waker(&self) {
+        lock(&self.waiting).take();
+    }
+
     /// Pending, and woken when it is raised.
     pub(super) fn poll<T>(&self, cx: &mut Context<'_>) -> Poll<io::Result<T>> {
         {
@@ -59,5 +64,51 @@ impl Killer {
                 waker.wake();
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    // layering: uses this module alone.
+    use super::*;
+    use std::sync::atomic::AtomicUsize;
+
+    #[derive(Default)]
+    struct Counting(AtomicUsize);
+
+    impl std::task::Wake for Counting {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    #[test]
+    fn raised_once_it_wakes_who_waits_and_fails_who_comes_later() {
+        let interrupt = Arc::new(Interrupt::default());
+        let killer = Killer::new(&interrupt);
+        let counting = Arc::new(Counting::default());
+        let waker = Waker::from(counting.clone());
+        let mut cx = Context::from_waker(&waker);
+        assert!(interrupt.poll::<()>(&mut cx).is_pending() && interrupt.check().is_ok());
+        killer.kill();
+        killer.kill();
+        assert_eq!(counting.0.load(Ordering::SeqCst), 1);
+        assert!(matches!(interrupt.poll::<()>(&mut cx), Poll::Ready(Err(_))));
+        drop(interrupt);
+        killer.kill();
+    }
+
+    #[test]
+    fn no_task_is_kept_once_the_exchange_is_over() {
+        let interrupt = Interrupt::default();
+        let counting = Arc::new(Counting::default());
+        {
+            let waker = Waker::from(counting.clone());
+            let polled = interrupt.poll::<()>(&mut Context::from_waker(&waker));
+            assert!(polled.is_pending());
+        }
+        assert_eq!(Arc::strong_count(&counting), 2);
+        interrupt.forget_waker();
+        assert_eq!(Arc::strong_count(&counting), 1);
     }
 }
