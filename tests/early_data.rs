@@ -3,9 +3,12 @@
 mod common;
 mod support;
 
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::Poll;
 
 use common::{DropAfter, eventually, in_time};
+use firstbyte::tcp::TcpOptions;
 use firstbyte::timing::EarlyData;
 use firstbyte::tls::TlsOptions;
 use firstbyte::{
@@ -82,6 +85,17 @@ impl Early {
         let mut response = self.client.get("/").send().await.unwrap();
         response.text().await.unwrap();
         response
+    }
+
+    /// A request whose connection is there by now, and which has not been told.
+    async fn get_polled_once(
+        &self,
+    ) -> Pin<Box<impl Future<Output = Result<Response, firstbyte::Error>> + use<>>> {
+        let mut get = Box::pin(self.client.get("/").send());
+        let polled = std::future::poll_fn(|cx| Poll::Ready(get.as_mut().poll(cx).is_pending()));
+        assert!(polled.await);
+        eventually("it is there", || self.pool.connections().len() == 1).await;
+        get
     }
 
     /// The next request needs a new connection.
@@ -299,6 +313,10 @@ async fn impostor_may_have_read_early_data_and_the_error_says_so() {
 }
 
 fn half_rtt_client(pki: &Pki, server: &HalfRtt) -> (ConnectionPool, Client) {
+    half_rtt_client_with(pki, server, TcpOptions::default())
+}
+
+fn half_rtt_client_with(pki: &Pki, server: &HalfRtt, tcp: TcpOptions) -> (ConnectionPool, Client) {
     let tls = TlsOptions::new()
         .builtin_roots(false)
         .add_root(pki.ca_der())
@@ -306,6 +324,7 @@ fn half_rtt_client(pki: &Pki, server: &HalfRtt) -> (ConnectionPool, Client) {
     let pool = ConnectionPool::builder()
         .resolve_to("api.test", ["127.0.0.1".parse().unwrap()])
         .tls(tls)
+        .tcp(tcp)
         .build()
         .unwrap();
     let url = format!("https://api.test:{}", server.addr().port());
@@ -337,6 +356,69 @@ async fn answer_to_early_data_takes_one_round_trip() {
         assert!(early.starts_with("CAS"), "one round trip: {early}");
     })
     .await;
+}
+
+/// Says to the test below that it runs inside a network namespace of its own.
+#[cfg(target_os = "linux")]
+const INSIDE: &str = "FIRSTBYTE_TEST_NAMESPACE";
+
+/// Linux lets servers take data with the SYN only where the system says so. A network namespace of our
+/// own may say so; where none can be made the test says that it did not run.
+#[cfg(target_os = "linux")]
+#[test]
+fn answer_to_a_cold_request_takes_one_round_trip_with_fast_open() {
+    use std::io::Write;
+    if std::env::var_os(INSIDE).is_none() {
+        // Both sides, and every listener without asking for it.
+        let prepare = "ip link set lo up && echo 1027 > /proc/sys/net/ipv4/tcp_fastopen || exit 77; \
+                       exec \"$0\" --exact answer_to_a_cold_request_takes_one_round_trip_with_fast_open";
+        let ran = std::process::Command::new("unshare")
+            .args(["--map-root-user", "--net", "sh", "-c", prepare])
+            .arg(std::env::current_exe().unwrap())
+            .env(INSIDE, "1")
+            .output();
+        match ran {
+            Ok(ran) if ran.status.success() => {
+                let text = String::from_utf8_lossy(&ran.stdout).into_owned();
+                assert!(text.contains("1 passed"), "{text}");
+            }
+            Ok(ran) if String::from_utf8_lossy(&ran.stdout).contains("running 1 test") => {
+                panic!("{}", String::from_utf8_lossy(&ran.stdout));
+            }
+            other => {
+                // Past the test harness, which keeps to itself what a passing test prints.
+                let why = format!("not run: no network namespace with Fast Open: {other:?}\n");
+                std::io::stderr().write_all(why.as_bytes()).unwrap();
+            }
+        }
+        return;
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(in_time(async {
+        let pki = Pki::new();
+        let storage: Arc<dyn StoresServerSessions> = ServerSessionMemoryCache::new(64);
+        let config = config(&pki, &["http/1.1"], &storage);
+        let server = HalfRtt::start(support::port::any(), config);
+        let tcp = TcpOptions::default().fast_open(true);
+        let (pool, client) = half_rtt_client_with(&pki, &server, tcp);
+        // The first one brings the cookie and the ticket.
+        for with_syn in [false, true] {
+            let mut response = client.get("/").send().await.unwrap();
+            assert_eq!(response.text().await.unwrap(), "ok");
+            let info = response.connection().tcp_info().unwrap();
+            assert_eq!(info.syn_data_acked, with_syn, "{info:?}");
+            assert_eq!(outcome(&response) == EarlyData::Accepted, with_syn);
+            drop(response);
+            pool.close_idle();
+            eventually("it is closed", || pool.stats().open == 0).await;
+        }
+        // The SYN brought ClientHello and request, and the answer came back with what the server
+        // said to them.
+        assert!(server.flights()[1].starts_with("CAS"));
+    }));
 }
 
 /// The answer comes before the server has the client's Finished, and its tickets only after that.
@@ -399,12 +481,7 @@ async fn connection_that_its_request_never_took_ends_its_handshake_before_it_ser
     in_time(async {
         for protocols in common::BOTH {
             let early = Early::new(protocols, |server| server).await;
-            let mut get = Box::pin(early.client.get("/").send());
-            let polled = std::future::poll_fn(|cx| {
-                std::task::Poll::Ready(get.as_mut().poll(cx).is_pending())
-            });
-            assert!(polled.await);
-            eventually("it is there", || early.pool.connections().len() == 1).await;
+            let get = early.get_polled_once().await;
             drop(get);
             let large = "x".repeat(2000);
             let mut post = early.client.post("/echo").body(large).send().await.unwrap();
@@ -542,12 +619,7 @@ async fn get_that_is_not_polled_does_not_hold_up_its_origin() {
     in_time(async {
         for protocols in common::BOTH {
             let early = Early::new(protocols, |server| server).await;
-            let mut get = Box::pin(early.client.get("/").send());
-            let polled = std::future::poll_fn(|cx| {
-                std::task::Poll::Ready(get.as_mut().poll(cx).is_pending())
-            });
-            assert!(polled.await);
-            eventually("it is there", || early.pool.connections().len() == 1).await;
+            let get = early.get_polled_once().await;
             let timeouts = firstbyte::Timeouts::default()
                 .queue(std::time::Duration::from_secs(3))
                 .connect(std::time::Duration::from_secs(3));

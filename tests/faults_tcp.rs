@@ -12,6 +12,7 @@
 //! | one byte at a time | here |
 //! | a response and FIN in one segment | here |
 //! | a window that stays closed to an HTTP/1.1 upload | here |
+//! | Fast Open taken | `early_data`, in a network namespace |
 //! | Fast Open refused or dropped on the way | README.md in this directory: a run over an emulated path |
 //!
 //! Half-open connections after a loss of power or of a NAT's memory are the kernel's (`TCP_USER_TIMEOUT`, keep-alive: read
