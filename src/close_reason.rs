@@ -30,12 +30,26 @@ close_reasons! {
     MadeRoom = "made room for another origin",
     /// It reached `max_lifetime`.
     Lifetime = "lifetime reached",
+    /// It reached `max_requests_per_connection`.
+    RequestLimit = "request limit reached",
+    /// The peer announced, or its earlier connections taught, that it would end it soon.
+    LearnedLimit = "limit of the peer",
+    /// Its address is in no DNS answer any more.
+    AddressGone = "address left the DNS answers",
+    /// The peer had sent unsolicited bytes on some connection: none is used again for a while.
+    Distrusted = "peer sent unsolicited bytes before",
+    /// The peer closed it instead of answering a request.
+    ClosedUnanswered = "peer closed it unanswered",
+    /// The peer did not answer a PING in time.
+    Unresponsive = "peer did not answer a PING",
     /// The peer closed it while it was idle.
     PeerClosedIdle = "peer closed it while idle",
     /// The peer sent bytes nobody had asked for, while it was idle or after a complete response.
     UnsolicitedBytes = "unsolicited bytes",
     /// The peer said `Connection: close`, or speaks HTTP/1.0 without keep-alive.
     PeerAskedToClose = "peer asked to close",
+    /// The request said `Connection: close`.
+    RequestAskedToClose = "request asked to close",
     /// The response ended with the connection, or its framing forbids reuse.
     ResponseEnded = "response ended with the connection",
     /// The request or its response body was dropped before the end.

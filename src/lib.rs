@@ -128,7 +128,9 @@ pub use client::{
     Response, ResponseBody, RetryPolicy, Timeouts, TimingHandle, Upgraded,
 };
 pub use close_reason::CloseReason;
-pub use connection::{ConnectionId, ConnectionInfo, IpVersion, Protocols, RaceOptions};
+pub use connection::{
+    ConnectionId, ConnectionInfo, ConnectionLimits, IpVersion, Protocols, RaceOptions,
+};
 pub use error::{Error, ErrorKind, ReplaySafety};
 pub use http2::Http2Options;
 pub use io::PeerAddr;

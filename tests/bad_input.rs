@@ -562,7 +562,9 @@ async fn response_that_breaks_http1_is_told() {
             assert_told(&world, what, &error, &origin, (kind, phase, cause)).await;
             assert_eq!(peer.requests().len(), 1, "{what}");
         }
-        assert_eq!(world.pool.stats().closed[&CloseReason::Failed], 13);
+        let closed = world.pool.stats().closed;
+        assert_eq!(closed[&CloseReason::Failed], 12);
+        assert_eq!(closed[&CloseReason::ClosedUnanswered], 1);
     })
     .await;
 }

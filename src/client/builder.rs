@@ -12,7 +12,8 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use crate::connection::{ConnectOptions, IpVersion, Protocols};
 use crate::error::Error;
 use crate::metrics::Counters;
-use crate::pool::Pool;
+use crate::origin::Origin;
+use crate::pool::{Minimum, Pool};
 use crate::proxy::ProxyRules;
 use crate::sync::lock;
 use crate::tcp::TcpOptions;
@@ -38,6 +39,7 @@ pub struct ClientBuilder {
     headers: HeaderMap,
     connect: ConnectOptions,
     options: CallOptions,
+    minimum: Minimum,
     mistake: Option<Error>,
 }
 
@@ -66,6 +68,7 @@ impl ClientBuilder {
             headers: HeaderMap::new(),
             connect,
             options,
+            minimum: Minimum::default(),
             mistake: None,
         }
     }
@@ -189,6 +192,27 @@ impl ClientBuilder {
         self
     }
 
+    /// Keeps at least `n` HTTP/1.1 connections idle and ready, where the server speaks that: one that is
+    /// taken or closed is replaced in the background. They do not expire and do not count against
+    /// [`Limits::max_keepalive_connections`](crate::Limits::max_keepalive_connections); the other limits
+    /// hold, nobody is put off for them, and they are filled up at most once a second.
+    ///
+    /// On each runtime it begins with the first request or [`warm`](Client::warm), and it ends with the
+    /// last clone of the client. Default 0.
+    pub fn min_idle(mut self, n: usize) -> Self {
+        self.minimum.idle = n;
+        self
+    }
+
+    /// Keeps at least `n` HTTP/2 connections open, where the server speaks that, in the same way as
+    /// [`min_idle`](Self::min_idle); at most
+    /// [`Http2Options::max_connections_per_origin`](crate::Http2Options::max_connections_per_origin).
+    /// Default 0.
+    pub fn min_connections(mut self, n: usize) -> Self {
+        self.minimum.shared = n;
+        self
+    }
+
     /// Builds the client. Does no I/O and needs no runtime.
     ///
     /// Under a provider's name that is taken, new headers and credentials replace the old ones for
@@ -218,6 +242,7 @@ impl ClientBuilder {
             headers,
             connect,
             options,
+            minimum,
             mistake,
         } = self;
         if let Some(error) = mistake {
@@ -226,13 +251,14 @@ impl ClientBuilder {
         let base = BaseUrl::parse(&base_url)?;
         crate::connection::check_plain(&base.origin, connect.protocols)?;
         check_unix_socket(&connect, pool.has_dialer())?;
+        check_minimum(minimum, &base.origin, connect.protocols)?;
         connect.tcp.check()?;
         if base.origin.is_https() {
             pool.prepare_tls(&connect.tls)?;
         }
         let client = Client {
             core: Arc::new(ClientCore {
-                route: Route::new(base.origin.clone(), Arc::new(connect))?,
+                route: Route::new(base.origin.clone(), Arc::new(connect))?.keeping_warm(minimum),
                 pool,
                 base,
                 options,
@@ -258,6 +284,27 @@ impl ClientBuilder {
         registered.insert(name, client.clone());
         Ok(client)
     }
+}
+
+/// A minimum for a protocol that is never spoken would do nothing.
+fn check_minimum(minimum: Minimum, origin: &Origin, protocols: Protocols) -> Result<(), Error> {
+    let speaks_http1 = matches!(protocols, Protocols::Auto | Protocols::Http1);
+    let speaks_http2 = match protocols {
+        Protocols::Auto => origin.is_https(),
+        Protocols::Http1 => false,
+        Protocols::Http2 | Protocols::Http2PriorKnowledge => true,
+    };
+    if minimum.idle > 0 && !speaks_http1 {
+        return Err(Error::invalid(
+            "min_idle does nothing for a client that speaks HTTP/2 alone; set min_connections",
+        ));
+    }
+    if minimum.shared > 0 && !speaks_http2 {
+        return Err(Error::invalid(
+            "min_connections does nothing for a client that speaks HTTP/1.1 alone; set min_idle",
+        ));
+    }
+    Ok(())
 }
 
 /// A Unix socket leaves nothing to do for a proxy or a dialer.
@@ -297,6 +344,7 @@ fn differences(a: &ClientCore, b: &ClientCore) -> Vec<&'static str> {
         ("proxy", *proxies != other.proxies),
         ("unix_socket", *unix_socket != other.unix_socket),
         ("isolation", *isolation != other.isolation),
+        ("minimum kept warm", a.route.minimum != b.route.minimum),
         ("timeouts", a.options.timeouts != b.options.timeouts),
         ("retry", a.options.retry != b.options.retry),
         (

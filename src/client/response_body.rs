@@ -11,6 +11,7 @@ use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use tokio::time::Sleep;
 
+use crate::clock::now;
 use crate::connection::ConnectionInfo;
 use crate::error::{Error, ErrorKind, ReplaySafety};
 use crate::event::{RequestEvent, RequestRecorder};
@@ -22,15 +23,12 @@ use crate::timing::{ConnectionUse, Phase, RequestTiming, millis};
 
 use super::upgraded::Upgraded;
 
-/// Read on dropping, if it is there already: a short body that nobody wanted should not cost the
-/// connection.
-const DRAIN_ON_DROP: usize = 64 * 1024;
-
 /// The body of a response, as a stream of frames. It has the connection (or the stream) to itself
 /// until its end.
 ///
-/// Dropping it before the end closes an HTTP/1.1 connection, unless the rest has already arrived
-/// and is short, and resets an HTTP/2 stream and nothing else.
+/// Dropping it before the end resets an HTTP/2 stream and nothing else. On HTTP/1.1 the rest is read in
+/// the background, within [`Limits::max_drain_bytes`](crate::Limits::max_drain_bytes) and
+/// [`max_drain_time`](crate::Limits::max_drain_time), to keep the connection; beyond that it is closed.
 pub struct ResponseBody {
     source: Source,
     call: FinishedCall,
@@ -45,7 +43,7 @@ enum Source {
     H1(H1Lease),
     H2 {
         body: RecvBody,
-        _lease: H2Lease,
+        lease: H2Lease,
     },
     /// 101 Switching Protocols.
     Tunnel(H1Lease),
@@ -85,14 +83,14 @@ impl FinishedCall {
         }
     }
 
+    fn is_over_time(&self) -> Option<Error> {
+        let (timer, limit) = self.total.as_ref()?;
+        let is_over = now() >= timer.deadline().into_std();
+        is_over.then(|| expired("timeout", *limit))
+    }
+
     /// A timer that has run out while a read is pending.
     fn poll_timers(&mut self, cx: &mut Context<'_>) -> Option<Error> {
-        let expired = |what: &str, limit: Duration| {
-            let message = format!("reading the body took longer than the {what} of {limit:?}");
-            Error::new(ErrorKind::Timeout, message)
-                .at(Phase::Receive)
-                .with_replay(ReplaySafety::Processed)
-        };
         if let Some((timer, limit)) = &mut self.total
             && timer.as_mut().poll(cx).is_ready()
         {
@@ -108,6 +106,13 @@ impl FinishedCall {
         }
         None
     }
+}
+
+fn expired(what: &str, limit: Duration) -> Error {
+    let message = format!("reading the body took longer than the {what} of {limit:?}");
+    Error::new(ErrorKind::Timeout, message)
+        .at(Phase::Receive)
+        .with_replay(ReplaySafety::Processed)
 }
 
 impl fmt::Debug for ResponseBody {
@@ -142,10 +147,7 @@ impl ResponseBody {
         let source = if body.is_end() {
             Source::Ended
         } else {
-            Source::H2 {
-                body,
-                _lease: lease,
-            }
+            Source::H2 { body, lease }
         };
         Self::new(source, call, length)
     }
@@ -277,9 +279,18 @@ impl HttpBody for ResponseBody {
             return Poll::Ready(None);
         }
         this.call.recorder.emit(RequestEvent::ReadStart);
+        // A body that is always at hand must not outlive its time either.
+        if let Some(error) = this.call.is_over_time() {
+            return Poll::Ready(Some(Err(this.fail(error))));
+        }
         match this.poll_source(cx) {
             Poll::Pending => match this.call.poll_timers(cx) {
-                Some(error) => Poll::Ready(Some(Err(this.fail(error)))),
+                Some(error) => {
+                    if let Source::H2 { lease, .. } = &this.source {
+                        lease.doubt();
+                    }
+                    Poll::Ready(Some(Err(this.fail(error))))
+                }
                 None => Poll::Pending,
             },
             Poll::Ready(Some(Ok(frame))) => {
@@ -314,20 +325,10 @@ impl HttpBody for ResponseBody {
 
 impl Drop for ResponseBody {
     fn drop(&mut self) {
-        if let Source::H1(lease) = &mut self.source {
-            let mut cx = Context::from_waker(std::task::Waker::noop());
-            let mut drained = 0;
-            while drained < DRAIN_ON_DROP && !lease.http1().is_end() {
-                match lease.http1().poll_body(&mut cx) {
-                    Poll::Ready(Some(Ok(frame))) => {
-                        drained += frame.data_ref().map_or(0, Bytes::len);
-                    }
-                    _ => break,
-                }
-            }
-        }
-        self.source = Source::Ended;
         self.call.end();
+        if let Source::H1(lease) = std::mem::replace(&mut self.source, Source::Ended) {
+            lease.drain();
+        }
     }
 }
 

@@ -25,7 +25,7 @@ use crate::event::{RequestEvent, RequestRecorder};
 use crate::http1::RequestHead;
 use crate::metrics::{Counters, Served};
 use crate::origin::Origin;
-use crate::pool::{Acquire, H1Lease, H2Lease, Host, Lease, Pool, WaitLimits, acquire};
+use crate::pool::{Acquire, H1Lease, H2Lease, Host, Lease, Minimum, Pool, WaitLimits, acquire};
 use crate::timing::Phase;
 
 use super::options::{CallOptions, RetryPolicy, Timeouts};
@@ -40,6 +40,8 @@ pub(crate) struct Route {
     pub(crate) origin_text: Arc<str>,
     pub(crate) authority: Authority,
     pub(crate) options: Arc<ConnectOptions>,
+    /// Connections that are kept warm from the first look on.
+    pub(crate) minimum: Option<Arc<Minimum>>,
     /// The origin in the pool, as found last: on the warm path nobody makes a key or hashes it. It does
     /// not keep the origin alive.
     found: ArcSwapOption<Found>,
@@ -60,8 +62,15 @@ impl Route {
             origin,
             authority,
             options,
+            minimum: None,
             found: ArcSwapOption::empty(),
         })
+    }
+
+    /// The same, with connections kept warm.
+    pub(crate) fn keeping_warm(mut self, minimum: Minimum) -> Self {
+        self.minimum = (minimum != Minimum::default()).then(|| Arc::new(minimum));
+        self
     }
 
     /// The origin in the pool, for the runtime we are on.
@@ -80,6 +89,9 @@ impl Route {
             return Ok(host);
         }
         let host = pool.host(&self.origin, &self.options, runtime)?;
+        if let Some(minimum) = &self.minimum {
+            host.keep_warm(minimum);
+        }
         self.found.store(Some(Arc::new(Found {
             runtime: id,
             host: Arc::downgrade(&host),
@@ -188,6 +200,8 @@ pub(crate) async fn send(
             .filter(|early| early.is_open())
             .cloned();
         let http1 = matches!(lease, Lease::H1(_));
+        let has_deadline = timeouts.first_byte.is_some() || until.is_some();
+        let doubter = lease.doubter().filter(|_| has_deadline);
         let sent = AtomicU64::new(0);
         let attempt = exchange(
             &mut call.recorder,
@@ -199,7 +213,12 @@ pub(crate) async fn send(
         );
         let result = match bounded(attempt, timeouts, until, &sent).await {
             Ok(result) => result,
-            Err(expired) => Err(expired.into_error(&call.recorder)),
+            Err(expired) => {
+                if let Some(doubter) = doubter {
+                    doubter.doubt();
+                }
+                Err(expired.into_error(&call.recorder))
+            }
         };
         let result = match &handshake {
             None => result,
@@ -241,7 +260,10 @@ pub(crate) async fn send(
                     } => {
                         fresh = on_fresh;
                         if pause {
-                            tokio::time::sleep(jitter()).await;
+                            // Past the total timeout the next attempt finds itself out of time.
+                            let at = deadline(now(), jitter());
+                            let at = until.map_or(at, |(until, _)| at.min(until));
+                            tokio::time::sleep_until(at.into()).await;
                         }
                     }
                     Verdict::GiveUp => return Err(call.fail(error, route)),

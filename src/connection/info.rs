@@ -1,12 +1,14 @@
 //! What is known about a connection.
 
 use std::fmt;
-use std::sync::Arc;
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use crate::io::PeerAddr;
 use crate::proxy::Proxy;
+use crate::sync::lock;
 use crate::tcp::{SocketWatch, TcpInfo};
 use crate::timing::ConnectionTrace;
 
@@ -67,6 +69,26 @@ struct Facts {
     /// The handshake had not ended when the connection was opened.
     early: Option<Arc<Early>>,
     requests: AtomicU64,
+    limits: Mutex<Option<ConnectionLimits>>,
+}
+
+/// What bounds the use of a connection, as it was when
+/// [`connections`](crate::ConnectionPool::connections) was called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ConnectionLimits {
+    /// How long it may be idle: the smallest of our own expiry, 80 % of what the origin's closes taught,
+    /// and what the last response announced (`Keep-Alive: timeout`) with a margin.
+    pub idle_expiry: Duration,
+    /// Requests it takes at most: our own limit, what the origin taught, or what it announced
+    /// (`Keep-Alive: max`).
+    pub max_requests: Option<u64>,
+    /// When it takes no more requests.
+    pub retire_at: Option<Instant>,
+    /// The idle time after which the peer closes connections to this origin, as it was met twice.
+    pub learned_idle: Option<Duration>,
+    /// The requests after which the peer ends connections to this origin, as it was met twice.
+    pub learned_requests: Option<u64>,
 }
 
 impl ConnectionInfo {
@@ -92,6 +114,7 @@ impl ConnectionInfo {
                 trace: Arc::new(trace),
                 early,
                 requests: AtomicU64::new(0),
+                limits: Mutex::default(),
             }),
         }
     }
@@ -166,6 +189,24 @@ impl ConnectionInfo {
     /// Requests it was given so far.
     pub fn requests(&self) -> u64 {
         self.facts.requests.load(Ordering::Relaxed)
+    }
+
+    /// Under which limits the pool uses it; `None` unless it comes from
+    /// [`connections`](crate::ConnectionPool::connections).
+    pub fn limits(&self) -> Option<ConnectionLimits> {
+        *lock(&self.facts.limits)
+    }
+
+    pub(crate) fn set_limits(&self, limits: ConnectionLimits) {
+        *lock(&self.facts.limits) = Some(limits);
+    }
+
+    /// The IP address of the transport's other end.
+    pub(crate) fn remote_ip(&self) -> Option<IpAddr> {
+        match self.remote_addr()? {
+            PeerAddr::Ip(addr) => Some(addr.ip()),
+            PeerAddr::Unix(_) => None,
+        }
     }
 
     /// Counts a request; returns how many it was given before.

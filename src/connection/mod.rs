@@ -18,7 +18,7 @@ mod stream;
 
 pub(crate) use connect::{AddressFilter, Deps, Learned, Link, Opened, Relief, connect};
 pub(crate) use early::Early;
-pub use info::{ConnectionId, ConnectionInfo};
+pub use info::{ConnectionId, ConnectionInfo, ConnectionLimits};
 pub(crate) use plan::{ConnectOptions, Plan, check_plain};
 pub use plan::{IpVersion, Protocols};
 pub use race::RaceOptions;

@@ -83,14 +83,33 @@ impl Addresses {
     }
 }
 
+/// An address counts as one of its name for as long after the last answer with it: name servers hand
+/// subsets out in turn.
+const SEEN_AT_LEAST: Duration = Duration::from_secs(600);
+const SEEN_TTLS: u32 = 5;
+/// Addresses of a name that are remembered. Of one with more nothing is ever said to have gone.
+const MAX_SEEN: usize = 256;
+
 #[derive(Debug)]
 struct Name {
     v4: Option<Entry>,
     v6: Option<Entry>,
     used: Instant,
+    known_since: Instant,
+    /// Every address of late, and until when it counts.
+    seen: Vec<(IpAddr, Instant)>,
 }
 
 impl Name {
+    fn see(&mut self, addrs: &[IpAddr], ttl: Duration, now: Instant) {
+        let until = deadline(now, SEEN_AT_LEAST.max(ttl.saturating_mul(SEEN_TTLS)));
+        self.seen
+            .retain(|(ip, until)| *until > now && !addrs.contains(ip));
+        let room = MAX_SEEN.saturating_sub(self.seen.len());
+        self.seen
+            .extend(addrs.iter().take(room).map(|ip| (*ip, until)));
+    }
+
     fn entry(&mut self, family: Family) -> &mut Option<Entry> {
         match family {
             Family::V4 => &mut self.v4,
@@ -148,6 +167,30 @@ impl Cache {
                 })
             }
         }
+    }
+
+    /// Whether the name has a good answer, and this address is in none of the last
+    /// max(10 min, 5 times to live).
+    pub(crate) fn has_left(&self, name: &str, ip: IpAddr, now: Instant) -> bool {
+        let Some(known) = self.names.get(name) else {
+            return false;
+        };
+        let entry = match Family::of(&ip) {
+            Family::V4 => &known.v4,
+            Family::V6 => &known.v6,
+        };
+        // What is past its time says nothing of today.
+        let Some(Entry::Addresses(found)) = entry else {
+            return false;
+        };
+        found.failures == 0
+            && now < found.expires()
+            && now >= deadline(known.known_since, SEEN_AT_LEAST)
+            && known.seen.len() < MAX_SEEN
+            && !known
+                .seen
+                .iter()
+                .any(|(seen, until)| *seen == ip && *until > now)
     }
 
     /// Keeps an answer as long as the rules allow, and gives it in the form in which it is handed
@@ -217,6 +260,9 @@ impl Cache {
         };
         let kept = (!ttl.is_zero()).then_some(Entry::Addresses(found));
         self.keep(name, family, kept, now);
+        if let Some(known) = self.names.get_mut(name) {
+            known.see(&handed_on.addrs, ttl, now);
+        }
         handed_on
     }
 
@@ -296,6 +342,8 @@ impl Cache {
                     v4: None,
                     v6: None,
                     used: now,
+                    known_since: now,
+                    seen: Vec::new(),
                 };
                 self.names.insert(name.clone(), known);
             }
@@ -550,6 +598,50 @@ mod tests {
         let none = ResolveError::new(ResolveErrorKind::NoAddress);
         assert!(sim.put(4000, Err(none)).is_err());
         assert!(sim.get(5000).is_some() && sim.next_refresh().is_some());
+    }
+
+    #[test]
+    fn address_has_left_when_no_answer_of_ten_minutes_had_it_and_the_last_one_is_good() {
+        let mut sim = Sim::new(DnsOptions::default());
+        let [a, b, c]: [IpAddr; 3] =
+            ["10.0.0.1", "10.0.0.2", "10.0.0.3"].map(|ip| ip.parse().unwrap());
+        let of =
+            |ips: &[IpAddr], ttl| Ok(Answer::new(ips.to_vec(), Some(Duration::from_secs(ttl))));
+        let minute = 60_000;
+        let left = |sim: &Sim, ip, ms| {
+            let at = sim.t0 + Duration::from_millis(ms);
+            sim.cache.has_left(&sim.name, ip, at)
+        };
+        sim.put(0, of(&[a], 100)).unwrap();
+        // Subsets in turn.
+        for turn in 1..=20u64 {
+            let ips = if turn % 2 == 0 { [a, c] } else { [b, c] };
+            sim.put(turn * minute, of(&ips, 100)).unwrap();
+            assert!(!left(&sim, a, turn * minute) && !left(&sim, b, turn * minute));
+        }
+        // From minute 20 on without `a`.
+        for turn in 21..=29 {
+            sim.put(turn * minute, of(&[b, c], 100)).unwrap();
+            assert!(!left(&sim, a, turn * minute), "it may come back");
+        }
+        sim.put(30 * minute, of(&[b, c], 100)).unwrap();
+        assert!(left(&sim, a, 30 * minute) && !left(&sim, b, 30 * minute));
+        assert!(
+            !left(&sim, a, 32 * minute),
+            "that answer is too old to tell"
+        );
+        sim.put(32 * minute, failed()).unwrap();
+        assert!(!left(&sim, a, 32 * minute), "nor does a failure");
+        // Long-lived answers count for longer.
+        let mut sim = Sim::new(DnsOptions::default());
+        sim.put(0, of(&[a], 300)).unwrap();
+        sim.put(5 * minute, of(&[b], 300)).unwrap();
+        sim.put(24 * minute, of(&[b], 300)).unwrap();
+        assert!(!left(&sim, a, 24 * minute) && left(&sim, a, 25 * minute));
+        let fresh = sim.put(0, answer(100));
+        assert!(fresh.is_ok());
+        let unknown = sim.cache.has_left("other.test", a, sim.t0);
+        assert!(!unknown);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::runtime::{Handle, Id as RuntimeId};
 use tokio::sync::watch;
@@ -198,6 +198,12 @@ impl Dns {
             flight,
             runtime,
         }
+    }
+
+    /// Whether `ip` is no address of `host` any more, as far as that is known.
+    pub(crate) fn has_left(&self, host: &Host, ip: IpAddr, now: Instant) -> bool {
+        let name = self.name_to_look_up(host);
+        name.is_some_and(|name| lock(&self.cache).has_left(name, ip, now))
     }
 
     /// Whether anybody used the name since this was last asked.

@@ -26,6 +26,7 @@ use super::chunked::{ChunkedDecoder, Decoded};
 use super::encode::{self, Forward, RequestHead, UploadFraming};
 use super::framing::{self, BodyFraming};
 use super::interrupt::{Interrupt, Killer};
+use super::keep_alive::KeepAlive;
 
 /// Asked of the stream by one read of a body.
 const READ_SIZE: usize = 16 * 1024;
@@ -71,6 +72,7 @@ pub(crate) struct Http1<S> {
     buffer: BytesMut,
     state: State,
     keep_alive: Result<(), CloseReason>,
+    announced: KeepAlive,
     limits: HeadLimits,
     /// The other end is a proxy that forwards.
     forward: Option<Forward>,
@@ -90,7 +92,23 @@ impl<S: Carrier> Http1<S> {
             buffer: BytesMut::new(),
             state: State::Idle,
             keep_alive: Ok(()),
+            announced: KeepAlive::default(),
             limits: HeadLimits::DEFAULT,
+        }
+    }
+
+    /// What the last response announced about the connection.
+    pub(crate) fn announced(&self) -> KeepAlive {
+        self.announced
+    }
+
+    /// Whether at most `bytes` of the response body are still to come, as far as that is known.
+    pub(crate) fn may_drain(&self, bytes: u64) -> bool {
+        match &self.state {
+            // What a chunked body still holds is not known before it is there.
+            State::Body(Decoder::Length(left)) => *left <= bytes && self.keep_alive.is_ok(),
+            State::Body(Decoder::Chunked(_)) => self.keep_alive.is_ok(),
+            _ => false,
         }
     }
 
@@ -133,7 +151,11 @@ impl<S: Carrier> Http1<S> {
     /// replayed.
     pub(crate) async fn established(&mut self) -> io::Result<()> {
         self.io.uncork();
-        poll_fn(|cx| self.io.poll_established(cx)).await
+        poll_fn(|cx| match self.io.poll_established(cx) {
+            Poll::Pending => self.interrupt.poll(cx),
+            ready => ready,
+        })
+        .await
     }
 
     /// Gives memory back while idle.
@@ -191,10 +213,17 @@ impl<S: Carrier> Http1<S> {
         let (head, framing) = match result {
             Ok(done) => done,
             Err(error) => {
-                self.state = State::Done(CloseReason::Failed);
+                let unanswered = error.kind() == ErrorKind::ConnectionLost
+                    && error.replay_safety() != ReplaySafety::Processed;
+                self.state = State::Done(if unanswered {
+                    CloseReason::ClosedUnanswered
+                } else {
+                    CloseReason::Failed
+                });
                 return Err(error);
             }
         };
+        self.announced = KeepAlive::parse(&head.headers);
         if !framing.keep_alive {
             self.keep_alive = Err(match framing.body {
                 BodyFraming::UntilClose => CloseReason::ResponseEnded,
@@ -202,7 +231,7 @@ impl<S: Carrier> Http1<S> {
             });
         }
         if asks_to_close(request.headers) {
-            self.keep_alive = Err(CloseReason::PeerAskedToClose);
+            self.keep_alive = Err(CloseReason::RequestAskedToClose);
         }
         if !upload_done {
             // RFC 9112 §9.5: an early answer ends the upload; the rest of it can never be told
@@ -301,6 +330,24 @@ impl<S: Carrier> Http1<S> {
                 }
             }
         }
+    }
+
+    /// Reads what is left of the body and throws it away, at most `most` bytes. Ready when it has ended
+    /// or is too long; [`reusable`](Self::reusable) tells which.
+    pub(crate) fn poll_drain(&mut self, cx: &mut Context<'_>, most: &mut u64) -> Poll<()> {
+        while !self.is_end() {
+            match ready!(self.poll_body(cx)) {
+                Some(Ok(frame)) => {
+                    let len = frame.data_ref().map_or(0, Bytes::len) as u64;
+                    match most.checked_sub(len) {
+                        Some(left) => *most = left,
+                        None => return Poll::Ready(()),
+                    }
+                }
+                Some(Err(_)) | None => return Poll::Ready(()),
+            }
+        }
+        Poll::Ready(())
     }
 
     fn fail_body(&mut self, error: Error) -> Poll<Option<Result<Frame<Bytes>, Error>>> {

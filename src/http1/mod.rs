@@ -13,9 +13,11 @@ mod encode;
 mod exchange;
 mod framing;
 mod interrupt;
+mod keep_alive;
 
 #[cfg(any(test, fuzzing))]
 pub(crate) use chunked::check_splits as check_chunked;
 pub(crate) use encode::{Forward, RequestHead};
 pub(crate) use exchange::{Http1, ResponseHead};
 pub(crate) use interrupt::Killer;
+pub(crate) use keep_alive::KeepAlive;

@@ -1,25 +1,28 @@
 //! The connection: its settings, its one task, and the handle that requests use.
 
 use std::future::Future;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
-use std::task::Poll;
-use std::time::Duration;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use h2::client::{Builder, Connection, SendRequest};
+use h2::{Ping, PingPong};
 use tokio::sync::Notify;
-use tokio::time::timeout;
+use tokio::time::{Sleep, sleep_until, timeout};
 
+use crate::clock::{deadline, now};
 use crate::close_reason::CloseReason;
 use crate::error::{Error, ErrorKind};
 use crate::http_head::HeadLimits;
 use crate::io::Carrier;
 use crate::timing::Phase;
 
+use super::health::{Advice, Health, Sight};
 use super::streams::StreamSlots;
-use super::tap::{Tap, TapState};
+use super::tap::{GoAway, Tap, TapState};
 
 /// Streams assumed to be allowed until the peer's SETTINGS arrive (RFC 9113 §6.5.2 recommends at
 /// least 100 to servers). h2's own assumption is unlimited, which gets an early burst refused.
@@ -115,10 +118,25 @@ impl Http2Options {
 pub(crate) trait Watch: Sync {
     /// The peer changed its stream limit, or it became known.
     fn limit_changed(&self, limit: u32);
-    /// The connection takes no new streams from now on.
-    fn retired(&self, why: CloseReason);
+    /// The peer says that it takes no new streams.
+    fn going_away(&self, goaway: GoAway);
     /// The peer's SETTINGS have arrived.
     fn settled(&self);
+    /// The answer to a PING is late: nobody should count on the connection.
+    fn late(&self);
+    /// The answer came after all, or in time: streams may be opened again.
+    fn trusted(&self);
+}
+
+/// How long a connection waits for its peer.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Patience {
+    /// The shortest round trip that is known of the path.
+    pub(crate) rtt: Option<Duration>,
+    /// The peer tolerates PINGs.
+    pub(crate) may_ping: bool,
+    /// For the peer's SETTINGS (RFC 9113 §3.4: its first frame).
+    pub(crate) settings: Duration,
 }
 
 /// What the handles of a connection share with its task.
@@ -126,9 +144,13 @@ pub(crate) trait Watch: Sync {
 pub(crate) struct Shared {
     pub(crate) slots: Arc<StreamSlots>,
     pub(crate) tap: Arc<TapState>,
-    /// Wakes the task when it shall begin or end.
+    /// Wakes the task when it shall begin, end or ask the peer.
     wake: Notify,
     kill: AtomicBool,
+    /// A request ran out of time.
+    doubted: AtomicBool,
+    /// The answer to a PING is late.
+    late: AtomicBool,
 }
 
 /// A handle to the connection. The connection ends when the last handle and the last stream are
@@ -158,6 +180,16 @@ impl Http2 {
         self.shared.tap.has_settings()
     }
 
+    /// The peer is late with its answer to a PING.
+    pub(crate) fn is_late(&self) -> bool {
+        self.shared.late.load(Ordering::Acquire)
+    }
+
+    /// A way to doubt the peer that does not keep the connection alive.
+    pub(crate) fn doubter(&self) -> Doubter {
+        Doubter(Arc::downgrade(&self.shared))
+    }
+
     /// A way to end the connection that does not keep it alive.
     pub(crate) fn killer(&self) -> Killer {
         Killer(Arc::downgrade(&self.shared))
@@ -173,6 +205,19 @@ impl Killer {
         if let Some(shared) = self.0.upgrade() {
             shared.kill.store(true, Ordering::Release);
             shared.tap.open();
+            shared.wake.notify_one();
+        }
+    }
+}
+
+/// Tells a connection that a request got no answer in time: the peer is asked whether it is still there.
+#[derive(Clone, Debug)]
+pub(crate) struct Doubter(Weak<Shared>);
+
+impl Doubter {
+    pub(crate) fn doubt(&self) {
+        if let Some(shared) = self.0.upgrade() {
+            shared.doubted.store(true, Ordering::Release);
             shared.wake.notify_one();
         }
     }
@@ -219,6 +264,8 @@ pub(crate) async fn connect<S: Carrier + 'static>(
         tap: state,
         wake: Notify::new(),
         kill: AtomicBool::new(false),
+        doubted: AtomicBool::new(false),
+        late: AtomicBool::new(false),
     });
     let handle = Http2 {
         send,
@@ -229,8 +276,9 @@ pub(crate) async fn connect<S: Carrier + 'static>(
 
 impl<S: Carrier> Driver<S> {
     /// Drives the connection to its end.
-    pub(crate) async fn run(mut self, watch: &impl Watch) -> CloseReason {
+    pub(crate) async fn run(mut self, watch: &impl Watch, patience: Patience) -> CloseReason {
         let shared = self.shared.clone();
+        let settings_until = deadline(now(), patience.settings);
         while !shared.tap.is_open() {
             // A request that has the connection and is not polled must not hold up those who wait for
             // the peer's first word.
@@ -242,29 +290,44 @@ impl<S: Carrier> Driver<S> {
             }
         }
         let mut seen = Seen::default();
-        let result = {
-            let mut killed = pin!(shared.wake.notified());
-            std::future::poll_fn(|cx| {
+        let mut pulse = Pulse::new(&mut self.connection, patience);
+        let mut alarm = pin!(sleep_until(settings_until.into()));
+        let mut killed = pin!(shared.wake.notified());
+        let result = std::future::poll_fn(|cx| {
+            if shared.kill.load(Ordering::Acquire) {
+                return Poll::Ready(Err(CloseReason::PoolClosed));
+            }
+            while killed.as_mut().poll(cx).is_ready() {
                 if shared.kill.load(Ordering::Acquire) {
-                    return Poll::Ready(None);
+                    return Poll::Ready(Err(CloseReason::PoolClosed));
                 }
-                while killed.as_mut().poll(cx).is_ready() {
-                    if shared.kill.load(Ordering::Acquire) {
-                        return Poll::Ready(None);
-                    }
-                    killed.set(shared.wake.notified());
-                }
-                let polled = std::pin::Pin::new(&mut self.connection).poll(cx);
-                self.tell(&mut seen, watch);
-                polled.map(Some)
-            })
-            .await
-        };
+                killed.set(shared.wake.notified());
+            }
+            // Before h2 is polled, so that a PING leaves in one write with the request that it is for.
+            pulse.ask(&shared);
+            let polled = Pin::new(&mut self.connection).poll(cx);
+            self.tell(&mut seen, watch);
+            if let Poll::Ready(result) = polled {
+                return Poll::Ready(Ok(result));
+            }
+            pulse.listen(cx, &shared, watch);
+            if !seen.settings {
+                return match alarm.as_mut().poll(cx) {
+                    Poll::Ready(()) => Poll::Ready(Err(CloseReason::Failed)),
+                    Poll::Pending => Poll::Pending,
+                };
+            }
+            match pulse.watch(cx, alarm.as_mut(), &shared, watch) {
+                Poll::Ready(()) => Poll::Ready(Err(CloseReason::Unresponsive)),
+                Poll::Pending => Poll::Pending,
+            }
+        })
+        .await;
         match result {
-            None => CloseReason::PoolClosed,
-            Some(_) if shared.tap.has_goaway() => CloseReason::GoAway,
-            Some(Err(e)) if e.is_go_away() && e.is_library() => CloseReason::Failed,
-            Some(_) => CloseReason::TransportLost,
+            Err(why) => why,
+            Ok(_) if shared.tap.goaway().is_some() => CloseReason::GoAway,
+            Ok(Err(e)) if e.is_go_away() && e.is_library() => CloseReason::Failed,
+            Ok(_) => CloseReason::TransportLost,
         }
     }
 
@@ -278,14 +341,18 @@ impl<S: Carrier> Driver<S> {
         if seen.settings {
             let limit = self.connection.max_concurrent_send_streams();
             let limit = u32::try_from(limit).unwrap_or(u32::MAX);
-            if seen.limit != Some(limit) {
-                seen.limit = Some(limit);
+            // Set to 0 and back in one read it has not changed for h2, but the tap has lowered it.
+            let limits_seen = tap.limits_seen();
+            if seen.limit != Some((limit, limits_seen)) {
+                seen.limit = Some((limit, limits_seen));
                 watch.limit_changed(limit);
             }
         }
-        if !seen.goaway && tap.has_goaway() {
+        if !seen.goaway
+            && let Some(goaway) = tap.goaway()
+        {
             seen.goaway = true;
-            watch.retired(CloseReason::GoAway);
+            watch.going_away(goaway);
         }
     }
 }
@@ -294,6 +361,127 @@ impl<S: Carrier> Driver<S> {
 #[derive(Default)]
 struct Seen {
     settings: bool,
-    limit: Option<u32>,
+    /// And how often the peer had set it by then.
+    limit: Option<(u32, u32)>,
     goaway: bool,
+}
+
+/// Asks the peer whether it is there, as [`Health`] advises.
+struct Pulse {
+    health: Health,
+    pings: Option<PingPong>,
+    /// When the alarm rings; `None` while it is not set.
+    alarm_at: Option<Instant>,
+    /// What was heard when it was last looked at: while something new comes there is nothing to ask.
+    heard: Instant,
+    /// The answer is overdue; the socket is read once more before that counts.
+    is_overdue: bool,
+}
+
+impl Pulse {
+    fn new<S: Carrier>(connection: &mut Connection<Tap<S>, Bytes>, patience: Patience) -> Self {
+        Self {
+            health: Health::new(patience.rtt, patience.may_ping),
+            pings: connection.ping_pong(),
+            // Until SETTINGS have come it rings for them.
+            alarm_at: None,
+            heard: now(),
+            is_overdue: false,
+        }
+    }
+
+    fn sight(shared: &Shared, is_doubted: bool) -> Sight {
+        Sight {
+            now: now(),
+            heard: shared.tap.heard(),
+            progress: shared.tap.progress(),
+            has_streams: shared.slots.in_use() > 0,
+            is_doubted,
+        }
+    }
+
+    /// Queues a PING if it is time for one.
+    fn ask(&mut self, shared: &Shared) {
+        let is_doubted =
+            shared.doubted.load(Ordering::Relaxed) && shared.doubted.swap(false, Ordering::AcqRel);
+        let heard = shared.tap.heard();
+        let is_news = std::mem::replace(&mut self.heard, heard) != heard;
+        if self.health.is_waiting() {
+            return;
+        }
+        if !is_doubted && (is_news || shared.slots.in_use() == 0) {
+            return;
+        }
+        let sight = Self::sight(shared, is_doubted);
+        if self.health.advise(sight) == Advice::Ping
+            && let Some(pings) = &mut self.pings
+            && pings.send_ping(Ping::opaque()).is_ok()
+        {
+            self.health.pinged(sight.now);
+            shared.slots.suspect();
+            self.alarm_at = None;
+        }
+    }
+
+    /// Looks for the answer.
+    fn listen(&mut self, cx: &mut Context<'_>, shared: &Shared, watch: &impl Watch) {
+        if !self.health.is_waiting() {
+            return;
+        }
+        if let Some(pings) = &mut self.pings
+            && let Poll::Ready(Ok(_)) = pings.poll_pong(cx)
+        {
+            self.health.answered();
+            self.is_overdue = false;
+            self.alarm_at = None;
+            shared.late.store(false, Ordering::Release);
+            shared.slots.trust();
+            watch.trusted();
+        }
+    }
+
+    /// Ready when the peer is given up.
+    fn watch(
+        &mut self,
+        cx: &mut Context<'_>,
+        mut alarm: Pin<&mut Sleep>,
+        shared: &Shared,
+        watch: &impl Watch,
+    ) -> Poll<()> {
+        loop {
+            if let Some(_set) = self.alarm_at {
+                if alarm.as_mut().poll(cx).is_pending() {
+                    return Poll::Pending;
+                }
+                self.alarm_at = None;
+            }
+            if shared.slots.in_use() == 0 && !self.health.is_waiting() {
+                return Poll::Pending;
+            }
+            let at = match self.health.advise(Self::sight(shared, false)) {
+                Advice::Wait(None) => return Poll::Pending,
+                Advice::Wait(Some(at)) => at,
+                Advice::Ping => {
+                    // Queued at the next turn, before h2 is polled.
+                    self.heard = shared.tap.heard();
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
+                Advice::Late => {
+                    shared.late.store(true, Ordering::Release);
+                    watch.late();
+                    continue;
+                }
+                Advice::Dead if self.is_overdue => return Poll::Ready(()),
+                Advice::Dead => {
+                    // We may be what was late: an answer that has arrived must be read first.
+                    self.is_overdue = true;
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
+            };
+            self.alarm_at = Some(at);
+            alarm.as_mut().reset(at.into());
+        }
+    }
 }

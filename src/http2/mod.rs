@@ -7,12 +7,14 @@
 
 mod driver;
 mod exchange;
+mod health;
 mod streams;
 mod tap;
 
 pub use driver::Http2Options;
-pub(crate) use driver::{Driver, Http2, Killer, Watch, connect};
+pub(crate) use driver::{Doubter, Driver, Http2, Killer, Patience, Watch, connect};
 pub(crate) use exchange::{RecvBody, ResponseHead};
 pub(crate) use streams::{Released, Taken};
+pub(crate) use tap::GoAway;
 #[cfg(any(test, fuzzing))]
 pub(crate) use tap::check_splits as check_tap;

@@ -7,9 +7,11 @@
 use crate::sync::{AtomicU64, Ordering};
 
 const RETIRED: u64 = 1 << 63;
+/// The peer owes an answer to a PING.
+const SUSPECT: u64 = 1 << 62;
 const COUNT: u64 = 0xffff_ffff;
 const LIMIT_SHIFT: u32 = 32;
-const LIMIT_MAX: u32 = 0x7fff_ffff;
+const LIMIT_MAX: u32 = 0x3fff_ffff;
 
 /// The streams of one connection.
 #[derive(Debug)]
@@ -39,7 +41,7 @@ fn count(word: u64) -> u32 {
 }
 
 fn limit(word: u64) -> u32 {
-    ((word & !RETIRED) >> LIMIT_SHIFT) as u32
+    ((word & !(RETIRED | SUSPECT)) >> LIMIT_SHIFT) as u32
 }
 
 impl StreamSlots {
@@ -49,11 +51,11 @@ impl StreamSlots {
         }
     }
 
-    /// Takes a slot unless the limit is reached or the connection is retired.
+    /// Takes a slot unless the limit is reached or the connection is retired or suspect.
     pub(crate) fn try_acquire(&self) -> Option<Taken> {
         let mut word = self.word.load(Ordering::SeqCst);
         loop {
-            if word & RETIRED != 0 || count(word) >= limit(word) {
+            if word & (RETIRED | SUSPECT) != 0 || count(word) >= limit(word) {
                 return None;
             }
             let swapped =
@@ -86,7 +88,7 @@ impl StreamSlots {
         let new = new.min(LIMIT_MAX);
         let mut word = self.word.load(Ordering::SeqCst);
         loop {
-            let next = (word & (RETIRED | COUNT)) | (u64::from(new) << LIMIT_SHIFT);
+            let next = (word & (RETIRED | SUSPECT | COUNT)) | (u64::from(new) << LIMIT_SHIFT);
             let swapped =
                 self.word
                     .compare_exchange_weak(word, next, Ordering::SeqCst, Ordering::SeqCst);
@@ -138,6 +140,20 @@ impl StreamSlots {
         }
     }
 
+    /// No new streams until [`trust`](Self::trust).
+    pub(crate) fn suspect(&self) {
+        self.word.fetch_or(SUSPECT, Ordering::SeqCst);
+    }
+
+    /// New streams again.
+    pub(crate) fn trust(&self) {
+        self.word.fetch_and(!SUSPECT, Ordering::SeqCst);
+    }
+
+    pub(crate) fn is_suspect(&self) -> bool {
+        self.word.load(Ordering::SeqCst) & SUSPECT != 0
+    }
+
     pub(crate) fn in_use(&self) -> u32 {
         count(self.word.load(Ordering::SeqCst))
     }
@@ -185,6 +201,22 @@ mod tests {
         );
         assert!(slots.retire().is_none() && slots.try_acquire().is_none());
         assert!(slots.release().retired);
+    }
+
+    #[test]
+    fn suspect_connection_takes_no_streams_and_keeps_its_count_and_limit() {
+        let slots = StreamSlots::new(u32::MAX);
+        assert!(slots.try_acquire().is_some());
+        slots.suspect();
+        assert!(slots.is_suspect() && slots.try_acquire().is_none());
+        assert!(!slots.set_limit(2), "smaller than what we can count");
+        assert_eq!(slots.in_use(), 1);
+        slots.trust();
+        assert_eq!(
+            slots.try_acquire().map(|t| (t.before, t.limit)),
+            Some((1, 2))
+        );
+        assert!(slots.try_acquire().is_none() && !slots.is_retired());
     }
 }
 
@@ -258,6 +290,35 @@ mod loom_tests {
             let told = waiting.load(Ordering::SeqCst) > 0;
             let served = waiter.join().unwrap();
             assert!(served || told, "slot free, waiter asleep, nobody told it");
+        });
+    }
+
+    /// The same when a suspect connection is trusted again while its limit moves.
+    #[test]
+    fn loom_waiter_never_sleeps_beside_a_connection_that_is_trusted_again() {
+        loom::model(|| {
+            let slots = Arc::new(StreamSlots::new(1));
+            let waiting = Arc::new(AtomicUsize::new(0));
+            slots.suspect();
+            let waiter = {
+                let (slots, waiting) = (slots.clone(), waiting.clone());
+                thread::spawn(move || {
+                    waiting.fetch_add(1, Ordering::SeqCst);
+                    fence(Ordering::SeqCst);
+                    slots.try_acquire().is_some()
+                })
+            };
+            let limiter = {
+                let slots = slots.clone();
+                thread::spawn(move || slots.set_limit(2))
+            };
+            slots.trust();
+            fence(Ordering::SeqCst);
+            let told = waiting.load(Ordering::SeqCst) > 0;
+            let served = waiter.join().unwrap();
+            limiter.join().unwrap();
+            assert!(served || told, "slot free, waiter asleep, nobody told it");
+            assert!(!slots.is_suspect() && !slots.is_retired());
         });
     }
 }

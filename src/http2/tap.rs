@@ -73,10 +73,35 @@ pub(crate) enum Seen {
     Frame(FrameHeader),
     /// A SETTINGS frame says how many streams may be open.
     StreamLimit(u32),
-    GoAway {
-        last_stream: u32,
-        code: u32,
-    },
+    GoAway(GoAway),
+}
+
+/// What a GOAWAY frame says (RFC 9113 §6.8).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct GoAway {
+    /// Streams above it were not processed.
+    pub(crate) last_stream: u32,
+    pub(crate) code: u32,
+}
+
+impl GoAway {
+    /// A stream id that means "not decided yet": the peer announces its shutdown.
+    const ALL: u32 = 0x7fff_ffff;
+
+    /// In good order, and not because something went wrong.
+    pub(crate) fn is_graceful(self) -> bool {
+        self.code == 0
+    }
+
+    /// ENHANCE_YOUR_CALM.
+    pub(crate) fn asks_for_calm(self) -> bool {
+        self.code == 0xb
+    }
+
+    /// Requests that the peer took, if it says so.
+    pub(crate) fn requests(self) -> Option<u64> {
+        (self.last_stream != Self::ALL).then(|| u64::from(self.last_stream).div_ceil(2))
+    }
 }
 
 /// The payload of a frame that is read and not only passed on, one item of it at a time.
@@ -208,10 +233,10 @@ impl Scanner {
                     item.have = 0;
                 }
                 ItemKind::GoAway => {
-                    seen(Seen::GoAway {
+                    seen(Seen::GoAway(GoAway {
                         last_stream: u32::from_be_bytes([a, b, c, d]) & 0x7fff_ffff,
                         code: u32::from_be_bytes([e, f, g, h]),
-                    });
+                    }));
                     self.item = None;
                 }
             }
@@ -243,8 +268,14 @@ pub(crate) struct TapState {
     base: Instant,
     stamps: Box<[Stamp]>,
     last_read: AtomicU64,
+    /// The last read that brought HEADERS or DATA.
+    progress: AtomicU64,
     settings_seen: AtomicBool,
+    /// How often the peer has set its stream limit.
+    limits_seen: AtomicU32,
     goaway: AtomicBool,
+    goaway_last_stream: AtomicU32,
+    goaway_code: AtomicU32,
     open: AtomicBool,
     slots: Arc<StreamSlots>,
 }
@@ -256,8 +287,12 @@ impl TapState {
             base: now(),
             stamps: (0..STAMPS).map(|_| Stamp::default()).collect(),
             last_read: AtomicU64::new(0),
+            progress: AtomicU64::new(0),
             settings_seen: AtomicBool::new(false),
+            limits_seen: AtomicU32::new(0),
             goaway: AtomicBool::new(false),
+            goaway_last_stream: AtomicU32::new(0),
+            goaway_code: AtomicU32::new(0),
             open: AtomicBool::new(false),
         }
     }
@@ -291,9 +326,27 @@ impl TapState {
         self.settings_seen.load(Ordering::Acquire)
     }
 
-    /// The peer sent GOAWAY.
-    pub(crate) fn has_goaway(&self) -> bool {
-        self.goaway.load(Ordering::Acquire)
+    /// How often the peer has set its stream limit.
+    pub(crate) fn limits_seen(&self) -> u32 {
+        self.limits_seen.load(Ordering::Relaxed)
+    }
+
+    /// The GOAWAY that the peer sent, the last one if there were several.
+    pub(crate) fn goaway(&self) -> Option<GoAway> {
+        self.goaway.load(Ordering::Acquire).then(|| GoAway {
+            last_stream: self.goaway_last_stream.load(Ordering::Relaxed),
+            code: self.goaway_code.load(Ordering::Relaxed),
+        })
+    }
+
+    /// The last read that brought anything, or the beginning.
+    pub(crate) fn heard(&self) -> Instant {
+        self.base + Duration::from_nanos(self.last_read.load(Ordering::Relaxed))
+    }
+
+    /// The last read that brought HEADERS or DATA, or the beginning.
+    pub(crate) fn progress(&self) -> Instant {
+        self.base + Duration::from_nanos(self.progress.load(Ordering::Relaxed))
     }
 
     /// From now on flushes reach the socket.
@@ -317,6 +370,7 @@ impl TapState {
                 len,
                 ..
             }) => {
+                self.progress.store(at, Ordering::Relaxed);
                 let stamp = self.stamp(stream);
                 stamp.head_bytes.store(len, Ordering::Relaxed);
                 if stamp.stream.load(Ordering::Relaxed) != stream {
@@ -334,6 +388,7 @@ impl TapState {
             Seen::Frame(FrameHeader {
                 kind: DATA, stream, ..
             }) => {
+                self.progress.store(at, Ordering::Relaxed);
                 let stamp = self.stamp(stream);
                 if stamp.stream.load(Ordering::Relaxed) == stream {
                     stamp.has_data.store(true, Ordering::Relaxed);
@@ -358,8 +413,16 @@ impl TapState {
                 self.settings_seen.store(true, Ordering::Release);
             }
             Seen::Frame(_) => {}
-            Seen::StreamLimit(limit) => self.slots.lower_limit(limit),
-            Seen::GoAway { .. } => self.goaway.store(true, Ordering::Release),
+            Seen::StreamLimit(limit) => {
+                self.slots.lower_limit(limit);
+                self.limits_seen.fetch_add(1, Ordering::Relaxed);
+            }
+            Seen::GoAway(GoAway { last_stream, code }) => {
+                let order = Ordering::Relaxed;
+                self.goaway_last_stream.store(last_stream, order);
+                self.goaway_code.store(code, order);
+                self.goaway.store(true, Ordering::Release);
+            }
         }
     }
 }
@@ -541,10 +604,18 @@ mod tests {
         }
         let mut seen = Vec::new();
         Scanner::default().scan(&mut bytes.clone(), 0, |s| seen.push(s));
-        assert!(seen.contains(&Seen::GoAway {
+        let goaway = GoAway {
             last_stream: 5,
-            code: 11
-        }));
+            code: 11,
+        };
+        assert!(seen.contains(&Seen::GoAway(goaway)));
+        assert!(goaway.asks_for_calm() && !goaway.is_graceful());
+        assert_eq!(goaway.requests(), Some(3));
+        let announced = GoAway {
+            last_stream: GoAway::ALL,
+            code: 0,
+        };
+        assert!(announced.is_graceful() && announced.requests().is_none());
     }
 
     #[test]

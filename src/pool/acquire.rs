@@ -8,11 +8,10 @@ use std::time::{Duration, Instant};
 use crate::clock::{deadline, now};
 use crate::error::{Error, ErrorKind};
 use crate::event::{DialRecorder, RequestEvent, RequestRecorder};
-use crate::timing::{ConnectionTrace, ConnectionUse, Phase, WaitCause, Waited};
+use crate::timing::{ConnectionTrace, Phase, WaitCause, Waited};
 
 use tokio::sync::oneshot;
-
-use crate::connection::ConnectionId;
+use tokio::task::unconstrained;
 
 use super::host::{Checkout, Denied, Grant, Host, Place};
 use super::lease::Lease;
@@ -51,13 +50,19 @@ pub(crate) async fn acquire(
     recorder: &mut RequestRecorder,
     limits: WaitLimits,
 ) -> Result<Lease, Error> {
-    let fresh = match which {
-        Acquire::Any => None,
-        Acquire::Fresh => dial_fresh(&find()?, limits).await?,
-    };
+    if which == Acquire::Fresh
+        && let Some(grant) = dial_fresh(&find()?, recorder, limits).await?
+    {
+        let Grant {
+            lease, how, dial, ..
+        } = grant;
+        recorder.emit(RequestEvent::Acquired { how, dial });
+        lease.info().count_request();
+        return Ok(lease);
+    }
     loop {
         let host = find()?;
-        let (lease, mut how, mut dial) = match host.checkout(early)? {
+        let (lease, how, dial) = match host.checkout(early)? {
             Checkout::Gone => continue,
             Checkout::Lease(lease, how) => (lease, how, None),
             Checkout::Line(place) => {
@@ -65,11 +70,6 @@ pub(crate) async fn acquire(
                 (grant.lease, grant.how, grant.dial)
             }
         };
-        if fresh == Some(lease.info().id()) {
-            // Its own dial, that it waited for.
-            how = ConnectionUse::New;
-            dial = Some(lease.info().shared_trace());
-        }
         // What comes straight from its dial still holds the end of the handshake back, so that it
         // leaves with the request.
         let is_new = dial.is_some();
@@ -85,28 +85,35 @@ pub(crate) async fn acquire(
     }
 }
 
-/// Dials a connection that then lies on top of the idle ones. `None` when a limit forbids one more:
-/// then any connection has to do.
-async fn dial_fresh(host: &Arc<Host>, limits: WaitLimits) -> Result<Option<ConnectionId>, Error> {
+/// A connection of its own for the request. `None` when a limit forbids one more: then any connection has
+/// to do.
+async fn dial_fresh(
+    host: &Arc<Host>,
+    recorder: &mut RequestRecorder,
+    limits: WaitLimits,
+) -> Result<Option<Grant>, Error> {
     let (sender, receiver) = oneshot::channel();
-    if host.dial_for(sender).is_err() {
+    let dial = DialRecorder::new();
+    if host.order_for_request(sender, dial.clone()).is_err() {
         return Ok(None);
     }
-    let began = now();
-    let alarm = Alarm::next(began, Some(began), limits);
+    let since = now();
+    let alarm = Alarm::next(since, Some(since), limits);
     tokio::select! {
         biased;
-        dialled = receiver => match dialled {
-            Ok(Ok(info)) => Ok(Some(info.id())),
-            Ok(Err(error)) => Err(error),
+        outcome = receiver => match outcome {
+            Ok(Ok(grant)) => {
+                let stay = Stay { since, waits_for: None };
+                stay.note(recorder, grant.covered, grant.dial.as_deref());
+                Ok(Some(grant))
+            }
+            Ok(Err(denied)) => {
+                recorder.waiting(WaitCause::Dial, since, denied.dial);
+                Err(denied.error)
+            }
             Err(_) => Ok(None),
         },
-        () = alarm.sleep() => Err(Error::new(
-            ErrorKind::Timeout,
-            format!("connecting took longer than the {} of {:?}", alarm.what, alarm.limit),
-        )
-        .at(Phase::Tcp)
-        .with_origin(host.plan.origin_text.clone())),
+        () = alarm.sleep() => Err(alarm.error(recorder, Some(since), Some(dial), host)),
     }
 }
 
@@ -116,7 +123,8 @@ async fn probe(lease: Lease) -> Option<Lease> {
     let Lease::H1(mut h1) = lease else {
         return Some(lease);
     };
-    let quiet = poll_fn(|cx| Poll::Ready(h1.http1().poll_quiet(cx))).await;
+    // A task that has used its turn up would see every socket as quiet.
+    let quiet = unconstrained(poll_fn(|cx| Poll::Ready(h1.http1().poll_quiet(cx)))).await;
     match quiet {
         Ok(()) => Some(Lease::H1(h1)),
         Err(why) => {
@@ -134,7 +142,7 @@ async fn wait(
     let since = place.since;
     let stay = Stay {
         since,
-        met_limit: place.met_limit,
+        waits_for: place.waits_for,
     };
     loop {
         let (covered, dial) = place.standing().unwrap_or((None, None));
@@ -152,7 +160,7 @@ async fn wait(
                     continue;
                 }
                 stay.note(recorder, covered, None);
-                return Err(alarm.error(recorder, covered, dial, &place));
+                return Err(alarm.error(recorder, covered, dial, &place.host));
             }
         };
         drop(dial);
@@ -169,7 +177,7 @@ async fn wait(
                 match dial {
                     // It failed with this dial: its phases are what was waited for.
                     Some(dial) => {
-                        stay.note_limit(recorder, covered.unwrap_or(since));
+                        stay.note_before(recorder, covered.unwrap_or(since));
                         recorder.waiting(WaitCause::Dial, covered.unwrap_or(since), Some(dial));
                     }
                     None => stay.note(recorder, covered, None),
@@ -185,7 +193,7 @@ async fn wait(
 #[derive(Clone, Copy)]
 struct Stay {
     since: Instant,
-    met_limit: bool,
+    waits_for: Option<WaitCause>,
 }
 
 impl Stay {
@@ -198,7 +206,7 @@ impl Stay {
         served_by: Option<&ConnectionTrace>,
     ) {
         let leave = now();
-        self.note_limit(recorder, covered.unwrap_or(leave));
+        self.note_before(recorder, covered.unwrap_or(leave));
         let Some(enter) = covered else { return };
         let leave = served_by.map_or(leave, |trace| trace.start.min(leave));
         if leave > enter {
@@ -207,11 +215,12 @@ impl Stay {
         }
     }
 
-    /// The time before a dial ran for it. If no limit forbade one, that was our own work.
-    fn note_limit(self, recorder: &mut RequestRecorder, leave: Instant) {
+    /// The time before a dial ran for it. If nothing forbade one, that was our own work.
+    fn note_before(self, recorder: &mut RequestRecorder, leave: Instant) {
         let enter = self.since;
-        if self.met_limit && leave > enter {
-            let why = WaitCause::Limit;
+        if let Some(why) = self.waits_for
+            && leave > enter
+        {
             recorder.emit(RequestEvent::Waited(Waited { why, enter, leave }));
         }
     }
@@ -262,7 +271,7 @@ impl Alarm {
         recorder: &mut RequestRecorder,
         covered: Option<Instant>,
         dial: Option<Arc<DialRecorder>>,
-        place: &Place,
+        host: &Host,
     ) -> Error {
         let phase = match (covered, dial) {
             (Some(since), Some(dial)) => {
@@ -285,6 +294,6 @@ impl Alarm {
             ),
         )
         .at(phase)
-        .with_origin(place.host.plan.origin_text.clone())
+        .with_origin(host.plan.origin_text.clone())
     }
 }

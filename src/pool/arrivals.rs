@@ -1,11 +1,9 @@
 //! What dials bring: connections for those who wait, or the error; and the eye on each HTTP/2
 //! connection from then on.
 
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
-use http::Version;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::timeout;
 
@@ -15,22 +13,25 @@ use crate::connection::{ConnectionInfo, Link, Opened, Stream};
 use crate::error::Error;
 use crate::event::DialRecorder;
 use crate::http1::Http1;
-use crate::http2::{Driver, Http2, Watch};
+use crate::http2::{Driver, GoAway, Http2, Patience, Watch};
 use crate::sync::lock;
-use crate::timing::ConnectionUse;
+use crate::timing::{ConnectionTrace, ConnectionUse};
 
 use super::capacity::Permit;
-use super::dial::{DialSink, Dialled, Report};
-use super::host::{Denied, Grant, Host, Outcome, State, deliver};
-use super::lease::{H1Conn, H1Lease, H2Conn, H2Lease, Home, IdleWake, Lease};
-use super::shared::{Killer, Live, REMEMBER_ORIGIN};
-use super::state::{DialEntry, Multiplexed, Waiter};
+use super::dial::{DialSink, Dialled};
+use super::host::{Books, Denied, Dialling, Grant, Host, Outcome, State};
+use super::lease::{H1Conn, H1Lease, H2Conn, H2Lease, Home, IdleWake, Lease, Seat, Tenure};
+use super::shared::{Killer, Live, REMEMBER_ORIGIN, pool_closed};
+use super::state::{DialEntry, Multiplexed, Purpose, Waiter};
+use super::term::Term;
 
 /// A failed dial beside a working HTTP/2 connection is not repeated before.
 const SPARE_PAUSE: Duration = Duration::from_secs(1);
 
+type Dial = Option<DialEntry<Dialling>>;
+
 impl Host {
-    fn opened(self: &Arc<Self>, id: u64, opened: Opened, permit: Permit, report: Option<Report>) {
+    fn opened(self: &Arc<Self>, id: u64, opened: Opened, permit: Permit) {
         let Opened { info, link } = opened;
         let is_tls = info.trace().tls.is_some();
         let is_resumed = info.tls_resumed() == Some(true);
@@ -39,17 +40,40 @@ impl Host {
             let counters = self.shared.counters.clone();
             early.when_ended(move |facts| counters.ended_late(facts.resumed));
         }
-        let retire_at = self.shared.retire_at(info.ready_at());
-        match link {
-            Link::Http1(http1) => self.opened_http1(id, http1, info.clone(), permit, retire_at),
+        let home: Weak<Self> = self.this.clone();
+        let seat = Seat::new(info.clone(), permit, home);
+        let dial = match link {
+            Link::Http1(http1) => self.opened_http1(id, http1, info.clone(), seat),
             Link::Http2(handle, driver) => {
-                self.opened_http2(id, handle, *driver, info.clone(), permit, retire_at);
+                self.opened_http2(id, handle, *driver, info.clone(), seat)
             }
-        }
-        if let Some(report) = report {
+        };
+        for report in dial.into_iter().flat_map(|dial| dial.what.reports) {
             // Whoever asked may be gone.
-            let _ = report.send(Ok(info));
+            let _ = report.send(Ok(info.clone()));
         }
+    }
+
+    /// How long a new connection may serve, by our limits and what the origin taught.
+    fn term(&self, books: &Books, info: &ConnectionInfo) -> Term {
+        let taught = books.state.habits.request_limit(now());
+        self.shared.term(info.ready_at()).learned(taught)
+    }
+
+    /// Enters a connection into the books.
+    fn enter(books: &mut Books, info: &ConnectionInfo, killer: Killer, term: Term) -> Arc<Tenure> {
+        let tenure: Arc<Tenure> = Arc::default();
+        books.live.push(Live {
+            id: info.id(),
+            info: info.clone(),
+            killer,
+            term,
+            tenure: tenure.clone(),
+            renewal: None,
+        });
+        books.state.verdict = Some(info.protocol());
+        books.state.open += 1;
+        tenure
     }
 
     fn opened_http1(
@@ -57,49 +81,80 @@ impl Host {
         id: u64,
         http1: Box<Http1<Stream>>,
         info: ConnectionInfo,
-        permit: Permit,
-        retire_at: Option<Instant>,
-    ) {
+        seat: Seat,
+    ) -> Dial {
         let trace = info.shared_trace();
+        let early = info.early().is_some();
         let this: Weak<Self> = self.this.clone();
-        let conn = H1Conn {
-            http1,
-            info,
-            permit,
-            wake: IdleWake::new(this),
-            retire_at,
-        };
-        let early = conn.info.early().is_some();
-        let waiter = {
+        let (conn, whom, mut dial) = {
             let mut books = lock(&self.books);
-            books.live.push(Live {
-                id: conn.info.id(),
-                info: conn.info.clone(),
-                killer: Killer::Http1(conn.http1.killer()),
-            });
+            let term = self.term(&books, &info);
+            let killer = Killer::Http1(http1.killer());
+            let tenure = Self::enter(&mut books, &info, killer, term);
             let state = &mut books.state;
-            state.verdict = Some(Version::HTTP_11);
-            state.open += 1;
-            let dial = state.dial_ended(id);
-            let waiter = state.next_for(early);
+            let mut dial = state.dial_ended(id);
+            let whom = self.next_for(state, &mut dial, early);
             state.cover(now());
-            waiter.map(|waiter| (waiter, dial))
+            let conn = H1Conn {
+                http1,
+                info,
+                seat,
+                wake: IdleWake::new(this),
+                term,
+                tenure,
+                was_idle: None,
+            };
+            (conn, whom, dial)
         };
-        match waiter {
-            Some((waiter, dial)) => {
-                self.count_waiting(-1);
+        if let Some(change) = conn.term.next_change(now()) {
+            self.janitor.due_at(change);
+        }
+        match whom {
+            Some(ForWhom {
+                sender,
+                how,
+                covered,
+            }) => {
                 let grant = Grant {
                     lease: Lease::H1(H1Lease::new(conn, self.clone())),
-                    how: new_or_joined(&waiter, dial.as_ref(), true),
+                    how,
                     dial: Some(trace),
-                    covered: waiter.covered,
+                    covered,
                 };
-                deliver(vec![(waiter.whom, Ok(grant))]);
+                self.hand_out(vec![(sender, Ok(grant))]);
             }
             None if early => self.establish(conn),
             None => self.clone().check_in(conn),
         }
+        if let Some(DialEntry {
+            purpose: Purpose::Successor(old),
+            ..
+        }) = &mut dial
+        {
+            self.succeeded(*old);
+        }
         self.drive();
+        dial
+    }
+
+    /// Whom a new connection serves first: the request it was reserved for, or the first in line.
+    fn next_for(&self, state: &mut State, dial: &mut Dial, early: bool) -> Option<ForWhom> {
+        if let Some(dial) = dial
+            && let Some(sender) = dial.what.reserved.take()
+        {
+            return Some(ForWhom {
+                sender,
+                how: ConnectionUse::New,
+                covered: Some(dial.started),
+            });
+        }
+        let waiter = state.next_for(early)?;
+        self.left_line(1);
+        Some(ForWhom {
+            how: new_or_joined(&waiter, dial.as_ref(), true),
+            covered: waiter.covered,
+            sender: waiter.whom,
+        })
     }
 
     /// The request for which the connection was dialled is gone: nobody may use it before its
@@ -115,7 +170,9 @@ impl Host {
                 return;
             };
             let established = timeout(limit, conn.http1.established()).await;
-            if let (Ok(Ok(())), Some(conn)) = (established, establishing.conn.take()) {
+            if let Ok(Ok(())) = established
+                && let Some(conn) = establishing.conn.take()
+            {
                 establishing.host.clone().check_in(conn);
             }
         });
@@ -127,47 +184,64 @@ impl Host {
         handle: Http2,
         driver: Driver<Stream>,
         info: ConnectionInfo,
-        permit: Permit,
-        retire_at: Option<Instant>,
-    ) {
+        seat: Seat,
+    ) -> Dial {
         let early = info.early().is_some();
-        let conn = Arc::new(H2Conn::new(handle, info, retire_at));
         // It is idle until its first stream is taken.
-        self.shared.idle.fetch_add(1, Ordering::SeqCst);
-        let grants;
-        {
+        self.shared.more_idle();
+        let mut grants = Vec::new();
+        let (conn, dial, may_ping) = {
             let mut books = lock(&self.books);
-            books.live.push(Live {
-                id: conn.info.id(),
-                info: conn.info.clone(),
-                killer: Killer::Http2(conn.handle.killer()),
-            });
+            let term = self.term(&books, &info);
+            let killer = Killer::Http2(handle.killer());
+            let tenure = Self::enter(&mut books, &info, killer, term);
+            let conn = Arc::new(H2Conn::new(handle, info, term, tenure));
             let state = &mut books.state;
-            state.verdict = Some(Version::HTTP_2);
-            state.open += 1;
-            let dial = state.dial_ended(id);
-            if early {
+            let mut dial = state.dial_ended(id);
+            if let Some(whom) = dial.as_mut().and_then(|dial| dial.what.reserved.take())
+                && let Some(taken) = conn.try_take()
+            {
+                let covered = dial.as_ref().map(|dial| dial.started);
+                let grant = self.grant_stream(&conn, taken.before, ConnectionUse::New, covered);
+                grants.push((whom, Ok(grant)));
+            }
+            let is_successor = dial
+                .as_ref()
+                .is_some_and(|dial| matches!(dial.purpose, Purpose::Successor(_)));
+            if early || (is_successor && state.line.is_empty()) {
                 state.settling.push(conn.clone());
             } else {
                 state.shared.push(conn.clone());
             }
-            let how = |waiter: &Waiter<_>, first| new_or_joined(waiter, dial.as_ref(), first);
-            grants = self.grant_streams(state, &conn, early, how);
-        }
+            if !early || grants.is_empty() {
+                let how = |waiter: &Waiter<_>, first| new_or_joined(waiter, dial.as_ref(), first);
+                self.grant_streams(state, &conn, early, how, &mut grants);
+            }
+            (conn, dial, state.habits.allows_pings())
+        };
+        let replaces = match dial.as_ref().map(|dial| dial.purpose) {
+            Some(Purpose::Successor(old)) => Some(old),
+            _ => None,
+        };
         let watch = Watching {
             host: self.clone(),
             conn: Arc::downgrade(&conn),
-            info: conn.info.clone(),
             why: conn.why.clone(),
             settled: conn.settled.clone(),
-            permit: Some(permit),
+            replaces,
+            seat: Some(seat),
+        };
+        let patience = Patience {
+            rtt: round_trip(conn.info.trace()),
+            may_ping,
+            settings: self.shared.deps.connect_timeout,
         };
         self.runtime.spawn(async move {
-            let why = driver.run(&watch).await;
+            let why = driver.run(&watch, patience).await;
             watch.ended(why);
         });
-        if let Some(retire) = retire_at {
-            self.janitor.due_at(retire);
+        if let Some(change) = conn.term.next_change(now()) {
+            self.janitor.due_at(change);
         }
         if grants.is_empty() {
             conn.handle.open();
@@ -175,8 +249,27 @@ impl Host {
         }
         // Not held while the grants go out: the last handle ends the connection.
         drop(conn);
-        deliver(grants);
+        self.hand_out(grants);
         self.drive();
+        dial
+    }
+
+    fn grant_stream(
+        self: &Arc<Self>,
+        conn: &Arc<H2Conn>,
+        before: u32,
+        how: ConnectionUse,
+        covered: Option<Instant>,
+    ) -> Grant {
+        if before == 0 {
+            self.shared.less_idle();
+        }
+        Grant {
+            lease: Lease::H2(H2Lease::new(conn.clone(), self.clone())),
+            how,
+            dial: Some(conn.info.shared_trace()),
+            covered,
+        }
     }
 
     /// Streams of a new connection for those who waited for it; one only, for a request that may travel
@@ -187,27 +280,21 @@ impl Host {
         conn: &Arc<H2Conn>,
         early: bool,
         how: impl Fn(&Waiter<oneshot::Sender<Outcome>>, bool) -> ConnectionUse,
-    ) -> Vec<(oneshot::Sender<Outcome>, Outcome)> {
-        let mut grants = Vec::new();
+        grants: &mut Vec<(oneshot::Sender<Outcome>, Outcome)>,
+    ) {
         while grants.is_empty() || !early {
-            let Some(taken) = conn.try_take() else { break };
-            let Some(waiter) = state.next_for(early) else {
-                conn.handle.slots().release();
-                break;
-            };
-            if taken.before == 0 {
-                self.shared.idle.fetch_sub(1, Ordering::SeqCst);
+            if !state.has_waiter(early) {
+                return;
             }
-            self.count_waiting(-1);
-            let grant = Grant {
-                lease: Lease::H2(H2Lease::new(conn.clone(), self.clone())),
-                how: how(&waiter, grants.is_empty()),
-                dial: Some(conn.info.shared_trace()),
-                covered: waiter.covered,
+            let Some(taken) = conn.try_take() else { return };
+            let Some(waiter) = state.next_for(early) else {
+                return;
             };
+            self.left_line(1);
+            let how = how(&waiter, grants.is_empty());
+            let grant = self.grant_stream(conn, taken.before, how, waiter.covered);
             grants.push((waiter.whom, Ok(grant)));
         }
-        grants
     }
 
     fn dial_failed(
@@ -215,39 +302,78 @@ impl Host {
         id: u64,
         error: Error,
         recorder: &Arc<DialRecorder>,
-        report: Option<Report>,
+        is_abandoned: bool,
     ) {
+        let error = if is_abandoned && self.shared.is_closed() {
+            pool_closed().with_origin(self.plan.origin_text.clone())
+        } else {
+            error
+        };
         self.shared.counters.dial_failed();
-        let failed = {
+        let at = now();
+        let (dial, failed, again) = {
             let mut books = lock(&self.books);
             let state = &mut books.state;
-            state.dial_ended(id);
-            let failed = state.failed_waiters();
+            let dial = state.dial_ended(id);
+            let failed = if is_abandoned {
+                // Its runtime ends: a further dial would be dropped just the same.
+                state.all_waiters()
+            } else {
+                state.failed_waiters()
+            };
+            let mut again = None;
             if !state.shared.is_empty() {
-                state.spare_after = Some(deadline(now(), SPARE_PAUSE));
+                let after = deadline(at, SPARE_PAUSE);
+                state.spare_after = Some(after);
+                again = Some(after);
             }
             if !state.is_opening() {
-                for waiter in state.line.iter_mut() {
-                    waiter.covered = None;
-                }
+                state.uncover();
             }
-            failed
+            (dial, failed, again)
         };
-        self.count_waiting(-(failed.len() as isize));
-        self.janitor.due_at(deadline(now(), REMEMBER_ORIGIN));
-        let denied = |waiter: Waiter<oneshot::Sender<Outcome>>| {
+        self.left_line(failed.len());
+        self.janitor
+            .due_at(again.unwrap_or_else(|| deadline(at, REMEMBER_ORIGIN)));
+        let denied = |whom, covered| {
             let denied = Denied {
                 error: error.clone(),
-                covered: waiter.covered,
+                covered,
                 dial: Some(recorder.clone()),
             };
-            (waiter.whom, Err(denied))
+            (whom, Err(denied))
         };
-        deliver(failed.into_iter().map(denied).collect());
-        if let Some(report) = report {
-            let _ = report.send(Err(error));
+        let mut answers: Vec<_> = failed
+            .into_iter()
+            .map(|waiter| denied(waiter.whom, waiter.covered))
+            .collect();
+        if let Some(dial) = dial {
+            if let Purpose::Successor(old) = dial.purpose {
+                self.successor_failed(old);
+            }
+            if let Some(whom) = dial.what.reserved {
+                answers.push(denied(whom, Some(dial.started)));
+            }
+            for report in dial.what.reports {
+                let _ = report.send(Err(error.clone()));
+            }
         }
+        self.hand_out(answers);
     }
+}
+
+/// The request that a new connection serves.
+struct ForWhom {
+    sender: oneshot::Sender<Outcome>,
+    how: ConnectionUse,
+    covered: Option<Instant>,
+}
+
+/// The shortest time in which the peer can answer, as far as setting the connection up has told.
+fn round_trip(trace: &ConnectionTrace) -> Option<Duration> {
+    // Through a proxy the handshake of TCP says nothing of the way beyond.
+    let tcp = trace.tcp_rtt.filter(|_| trace.proxy.is_none());
+    tcp.or_else(|| Some(trace.tls?.end?.saturating_duration_since(trace.tls?.start)))
 }
 
 /// A connection whose handshake somebody must end. Dropped before that, it is closed.
@@ -284,14 +410,16 @@ impl DialSink for Host {
             result,
             permit,
             recorder,
-            report,
+            is_abandoned,
         } = dialled;
         match result {
-            Ok(opened) => self.opened(id, opened, permit, report),
+            Ok(opened) => self.opened(id, opened, permit),
             Err(error) => {
-                self.dial_failed(id, error, &recorder, report);
+                self.dial_failed(id, error, &recorder, is_abandoned);
                 drop(permit);
-                self.drive();
+                if !is_abandoned {
+                    self.drive();
+                }
             }
         }
         if self.shared.is_closed() {
@@ -305,10 +433,11 @@ impl DialSink for Host {
 struct Watching {
     host: Arc<Host>,
     conn: Weak<H2Conn>,
-    info: ConnectionInfo,
     why: Arc<OnceLock<CloseReason>>,
     settled: Arc<Notify>,
-    permit: Option<Permit>,
+    /// The connection that it follows.
+    replaces: Option<u64>,
+    seat: Option<Seat>,
 }
 
 impl Watching {
@@ -317,15 +446,22 @@ impl Watching {
     }
 
     fn finish(&mut self, why: CloseReason) {
-        let Some(permit) = self.permit.take() else {
+        let Some(seat) = self.seat.take() else {
             return;
         };
         if let Some(conn) = self.conn.upgrade() {
+            if conn.in_use() == 0 && why == CloseReason::TransportLost {
+                self.host.peer_closed_idle(&[conn.idle_for(now())]);
+            }
             self.host.retire(&conn, why);
         }
         let why = self.why.get().copied().unwrap_or(why);
         self.settled.notify_waiters();
-        self.host.forget(&self.info, why, Some(permit));
+        seat.leave(why);
+        if let Some(old) = self.replaces.take() {
+            // It ended before it could take over.
+            self.host.successor_failed(old);
+        }
     }
 }
 
@@ -347,28 +483,40 @@ impl Watch for Watching {
         }
     }
 
-    fn retired(&self, why: CloseReason) {
-        if let Some(conn) = self.conn.upgrade() {
-            self.host.retire(&conn, why);
-        }
+    fn going_away(&self, goaway: GoAway) {
+        self.host.going_away(&self.conn, goaway);
     }
 
     fn settled(&self) {
+        let mut grants = Vec::new();
         if let Some(conn) = self.conn.upgrade() {
-            let grants = {
-                let mut books = lock(&self.host.books);
-                let state = &mut books.state;
-                if state.settled(|c| Arc::ptr_eq(c, &conn)) {
-                    // They waited for this very handshake.
-                    let how = |_: &_, _| ConnectionUse::Joined;
-                    self.host.grant_streams(state, &conn, false, how)
-                } else {
-                    Vec::new()
-                }
-            };
-            deliver(grants);
+            let mut books = lock(&self.host.books);
+            let state = &mut books.state;
+            if state.settled(|c| Arc::ptr_eq(c, &conn)) {
+                // They waited for this very handshake.
+                let how = |_: &_, _| ConnectionUse::Joined;
+                self.host
+                    .grant_streams(state, &conn, false, how, &mut grants);
+            }
+        }
+        self.host.hand_out(grants);
+        if let Some(old) = self.replaces {
+            self.host.succeeded(old);
         }
         self.settled.notify_waiters();
+        if self.host.has_waiters() {
+            self.host.drive();
+        }
+    }
+
+    fn late(&self) {
+        if self.host.has_waiters() {
+            self.host.drive();
+        }
+        self.host.dial_spare();
+    }
+
+    fn trusted(&self) {
         if self.host.has_waiters() {
             self.host.drive();
         }

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Weak};
+use std::time::Instant;
 
 use tokio::sync::Notify;
 
@@ -11,8 +12,10 @@ use crate::sync::lock;
 
 /// Somebody who waits for a permit.
 pub(crate) trait Blocked: Send + Sync {
-    /// A permit may be free now.
-    fn unblocked(self: Arc<Self>);
+    /// Here is a permit; it comes back if it is not needed any more.
+    fn unblocked(self: Arc<Self>, permit: Permit) -> Option<Permit>;
+    /// Since when its first request waits, if it has no connection at all that could serve it.
+    fn starves_since(&self) -> Option<Instant>;
 }
 
 /// Connections of the whole pool against `max_connections`.
@@ -22,6 +25,8 @@ pub(crate) struct Capacity {
     /// Origins in the order in which they met the limit: each gets one permit at a time, so that
     /// none starves.
     blocked: Mutex<VecDeque<Weak<dyn Blocked>>>,
+    /// How many stand there, for who does not want the lock.
+    blocked_count: AtomicUsize,
     pub(crate) changed: Notify,
 }
 
@@ -37,6 +42,7 @@ impl Capacity {
             max,
             open: AtomicUsize::new(0),
             blocked: Mutex::default(),
+            blocked_count: AtomicUsize::new(0),
             changed: Notify::new(),
         })
     }
@@ -45,34 +51,76 @@ impl Capacity {
         self.open.load(Ordering::SeqCst)
     }
 
+    /// A permit, if one is free and nobody stands in line for it.
     pub(crate) fn try_reserve(self: &Arc<Self>) -> Option<Permit> {
+        if self.has_blocked() {
+            return None;
+        }
+        self.take()
+    }
+
+    /// Gets in line for a permit; if one is free by now, those at the front are served.
+    pub(crate) fn block(self: &Arc<Self>, who: Weak<dyn Blocked>) {
+        {
+            let mut blocked = lock(&self.blocked);
+            blocked.push_back(who);
+            self.blocked_count.store(blocked.len(), Ordering::SeqCst);
+        }
+        self.serve_blocked();
+    }
+
+    /// Somebody may stand in line for a permit. Costs a load.
+    pub(crate) fn has_blocked(&self) -> bool {
+        self.blocked_count.load(Ordering::SeqCst) > 0
+    }
+
+    /// Since when the first request waits of the origin that has waited for longest without any
+    /// connection. At the limit only, so a look at all who stand in line is affordable.
+    pub(crate) fn starves_since(&self) -> Option<Instant> {
+        let blocked: Vec<_> = lock(&self.blocked).iter().cloned().collect();
+        let starving = |who: &Weak<dyn Blocked>| who.upgrade()?.starves_since();
+        blocked.iter().filter_map(starving).min()
+    }
+
+    fn next_blocked(&self) -> Option<Weak<dyn Blocked>> {
+        let mut blocked = lock(&self.blocked);
+        let next = blocked.pop_front();
+        self.blocked_count.store(blocked.len(), Ordering::SeqCst);
+        next
+    }
+
+    /// A place has become free: it goes to those who stand in line, before anybody who comes now.
+    fn serve_blocked(self: &Arc<Self>) {
+        // A newcomer gets in line and then looks for a place; we give the place back and then look at
+        // the line: one of us sees the other.
+        while self.has_blocked() {
+            let Some(mut permit) = self.take() else {
+                return;
+            };
+            loop {
+                let Some(next) = self.next_blocked() else {
+                    permit.give_back();
+                    break;
+                };
+                let Some(next) = next.upgrade() else { continue };
+                match next.unblocked(permit) {
+                    // Not needed any more; then it is the next one's.
+                    Some(unused) => permit = unused,
+                    None => break,
+                }
+            }
+        }
+    }
+
+    fn take(self: &Arc<Self>) -> Option<Permit> {
         self.open
             .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |open| {
                 (open < self.max).then_some(open + 1)
             })
             .ok()
             .map(|_| Permit {
-                capacity: self.clone(),
+                capacity: Some(self.clone()),
             })
-    }
-
-    /// Gets in line for a permit. Look once more afterwards: one may have been given back between.
-    pub(crate) fn block(&self, who: Weak<dyn Blocked>) {
-        lock(&self.blocked).push_back(who);
-    }
-
-    fn release(&self) {
-        self.open.fetch_sub(1, Ordering::SeqCst);
-        self.changed.notify_waiters();
-        // Whoever is told may not need it any more; then it is the next one's.
-        while self.open() < self.max {
-            let Some(next) = lock(&self.blocked).pop_front() else {
-                return;
-            };
-            if let Some(next) = next.upgrade() {
-                next.unblocked();
-            }
-        }
     }
 }
 
@@ -80,12 +128,26 @@ impl Capacity {
 /// of another origin.
 #[derive(Debug)]
 pub(crate) struct Permit {
-    capacity: Arc<Capacity>,
+    // `None` once it was given back.
+    capacity: Option<Arc<Capacity>>,
+}
+
+impl Permit {
+    /// Gives it back without a look at who waits.
+    fn give_back(mut self) {
+        if let Some(capacity) = self.capacity.take() {
+            capacity.open.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.capacity.release();
+        if let Some(capacity) = self.capacity.take() {
+            capacity.open.fetch_sub(1, Ordering::SeqCst);
+            capacity.changed.notify_waiters();
+            capacity.serve_blocked();
+        }
     }
 }
 
@@ -95,29 +157,37 @@ mod tests {
     use super::*;
 
     struct Taker {
-        capacity: Arc<Capacity>,
         needs: bool,
+        starves: Option<Instant>,
         got: Mutex<Option<Permit>>,
     }
 
     impl Blocked for Taker {
-        fn unblocked(self: Arc<Self>) {
-            if self.needs {
-                *lock(&self.got) = self.capacity.try_reserve();
+        fn unblocked(self: Arc<Self>, permit: Permit) -> Option<Permit> {
+            if !self.needs {
+                return Some(permit);
             }
+            *lock(&self.got) = Some(permit);
+            None
+        }
+
+        fn starves_since(&self) -> Option<Instant> {
+            self.starves
         }
     }
 
     #[test]
     fn released_permit_goes_to_the_first_who_still_needs_it() {
+        let now = Instant::now();
         let capacity = Capacity::new(1);
         let permit = capacity.try_reserve().unwrap();
         assert!(capacity.try_reserve().is_none());
-        let takers: Vec<_> = [false, true, true]
-            .map(|needs| {
+        assert!(!capacity.has_blocked() && capacity.starves_since().is_none());
+        let takers: Vec<_> = [(false, None), (true, None), (true, Some(now))]
+            .map(|(needs, starves)| {
                 let taker = Arc::new(Taker {
-                    capacity: capacity.clone(),
                     needs,
+                    starves,
                     got: Mutex::default(),
                 });
                 let weak: Weak<Taker> = Arc::downgrade(&taker);
@@ -125,11 +195,14 @@ mod tests {
                 taker
             })
             .into();
+        assert!(capacity.has_blocked() && capacity.starves_since() == Some(now));
         drop(permit);
+        assert!(capacity.try_reserve().is_none(), "nobody comes before them");
         assert!(lock(&takers[1].got).is_some() && lock(&takers[2].got).is_none());
         let second = lock(&takers[1].got).take();
         drop(second);
         assert!(lock(&takers[2].got).is_some());
         assert_eq!(capacity.open(), 1);
+        assert!(!capacity.has_blocked());
     }
 }

@@ -1,33 +1,73 @@
 //! What becomes of a connection when its request is done: kept, handed on, retired or closed.
 
+use std::future::poll_fn;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
-use std::task::Context;
+use std::task::{Context, Waker};
+use std::time::{Duration, Instant};
+
+use tokio::time::timeout;
 
 use crate::clock::{deadline, now};
 use crate::close_reason::CloseReason;
 use crate::connection::ConnectionInfo;
-use crate::http2::Released;
+use crate::http1::KeepAlive;
+use crate::http2::{GoAway, Released};
 use crate::sync::lock;
-use crate::timing::ConnectionUse;
 
-use super::capacity::Permit;
-use super::host::{Grant, Host, deliver};
-use super::lease::{H1Conn, H1Lease, H2Conn, Home, Lease};
+use super::host::{Grant, Host, reused};
+use super::lease::{Announced, H1Conn, H1Lease, H2Conn, Home, Lease, Seat};
 use super::shared::REMEMBER_ORIGIN;
-use super::state::{Idle, Waiter};
+use super::state::{Idle, Multiplexed, Waiter};
+use super::term::{Standing, announced_idle};
 
 impl Host {
     /// An HTTP/2 connection has no streams now.
     pub(super) fn went_idle(self: &Arc<Self>, conn: &Arc<H2Conn>) {
         let at = now();
         conn.set_idle_since(at);
-        let expires = deadline(at, self.shared.limits.http2_keepalive_expiry);
-        self.janitor
-            .due_at(conn.retire_at.map_or(expires, |retire| retire.min(expires)));
-        let idle = self.shared.idle.load(Ordering::SeqCst);
-        if idle > self.shared.limits.max_keepalive_connections {
+        let expires = deadline(at, self.shared_expiry(at));
+        self.janitor.due_at(expires);
+        if self.shared.capacity.has_blocked() {
+            // Another origin waits for a place; who needs this one is served before.
+            self.make_room_for_blocked(|| {
+                self.retire_idle(conn, CloseReason::MadeRoom);
+            });
+        }
+        let limit = self.shared.limits.max_keepalive_connections;
+        if self.shared.idle() > limit && !self.is_below_minimum() {
             self.retire_idle(conn, CloseReason::IdleLimit);
+        }
+    }
+
+    /// How long an HTTP/2 connection may be idle.
+    pub(super) fn shared_expiry(&self, at: Instant) -> Duration {
+        let most = self.shared.limits.http2_keepalive_expiry;
+        if !self.is_taught.load(Ordering::Relaxed) {
+            return most;
+        }
+        lock(&self.books).state.habits.idle_expiry(most, at)
+    }
+
+    fn is_below_minimum(&self) -> bool {
+        let books = lock(&self.books);
+        let minimum = books.minimum();
+        books.state.is_below_minimum(minimum)
+    }
+
+    /// Calls `give` if a connection that is free now should go to an origin that waits for a place.
+    fn make_room_for_blocked(&self, give: impl FnOnce()) {
+        let capacity = &self.shared.capacity;
+        let gives = if self.has_waiters() {
+            // Only to one that has nothing at all, and has waited for longer.
+            capacity
+                .starves_since()
+                .is_some_and(|since| lock(&self.books).state.gives_way(since))
+        } else {
+            !self.blocked.load(Ordering::SeqCst) && capacity.has_blocked()
+        };
+        if gives {
+            give();
         }
     }
 
@@ -35,7 +75,7 @@ impl Host {
         if conn.handle.slots().retire_if_idle().is_none() {
             return false;
         }
-        self.shared.idle.fetch_sub(1, Ordering::SeqCst);
+        self.shared.less_idle();
         self.take_off(conn, why);
         true
     }
@@ -44,13 +84,13 @@ impl Host {
     pub(super) fn retire(self: &Arc<Self>, conn: &Arc<H2Conn>, why: CloseReason) {
         if let Some(left) = conn.handle.slots().retire() {
             if left.in_use == 0 {
-                self.shared.idle.fetch_sub(1, Ordering::SeqCst);
+                self.shared.less_idle();
             }
             self.take_off(conn, why);
         }
     }
 
-    pub(super) fn take_off(self: &Arc<Self>, conn: &Arc<H2Conn>, why: CloseReason) {
+    fn take_off(self: &Arc<Self>, conn: &Arc<H2Conn>, why: CloseReason) {
         let _ = conn.why.set(why);
         // Its task must run to say goodbye.
         conn.handle.open();
@@ -65,24 +105,160 @@ impl Host {
         }
     }
 
-    /// A connection is gone: the books, the counters, the permit, and whoever waits for it.
-    pub(super) fn forget(
-        self: &Arc<Self>,
-        info: &ConnectionInfo,
-        why: CloseReason,
-        permit: Option<Permit>,
-    ) {
+    /// The peer of an HTTP/2 connection ends it (RFC 9113 §6.8).
+    pub(super) fn going_away(self: &Arc<Self>, conn: &Weak<H2Conn>, goaway: GoAway) {
+        let Some(conn) = conn.upgrade() else { return };
+        let at = now();
+        let in_use = conn.in_use();
+        if goaway.is_graceful() && in_use == 0 {
+            self.peer_closed_idle(&[conn.idle_for(at)]);
+        }
+        let replace = {
+            let mut books = lock(&self.books);
+            let state = &mut books.state;
+            if goaway.is_graceful() && in_use > 0 {
+                let requests = goaway.requests().unwrap_or_else(|| conn.given());
+                state.habits.ended_after(requests, at);
+            }
+            if goaway.asks_for_calm() {
+                state.habits.asked_for_calm();
+            }
+            goaway.is_graceful() && in_use > 0
+        };
+        self.retire(&conn, CloseReason::GoAway);
+        if replace && !self.has_other_shared() {
+            // It was in use, so the next request is near: it should find a connection.
+            self.dial_spare();
+        }
+    }
+
+    fn has_other_shared(&self) -> bool {
+        !lock(&self.books).state.shared.is_empty()
+    }
+
+    /// The peer closed connections that had been idle for so long.
+    pub(super) fn peer_closed_idle(&self, ages: &[Duration]) {
+        let at = now();
+        let mut books = lock(&self.books);
+        let state = &mut books.state;
+        state.habits.closed_idle(ages, at);
+        self.is_taught.store(true, Ordering::Relaxed);
+        if state.habits.idle_limit(at).is_some() {
+            let limit = state.habits.idle_expiry(Duration::MAX, at);
+            state.shorten_idle(limit);
+            let next = state.idle.iter().filter_map(|idle| idle.peer_expires).min();
+            drop(books);
+            if let Some(next) = next {
+                self.janitor.due_at(next);
+            }
+        }
+    }
+
+    /// What the end of an HTTP/1.1 connection teaches about its origin.
+    fn learn(self: &Arc<Self>, conn: &H1Conn, why: CloseReason) {
+        match why {
+            CloseReason::UnsolicitedBytes => {
+                let distrusted = {
+                    let mut books = lock(&self.books);
+                    books.state.habits.sent_excess(now());
+                    // Nobody knows what else they hold.
+                    std::mem::take(&mut books.state.idle)
+                };
+                for idle in distrusted {
+                    self.shared.less_idle();
+                    self.clone().close(idle.conn, CloseReason::Distrusted);
+                }
+            }
+            CloseReason::PeerAskedToClose => {
+                let requests = conn.info.requests();
+                lock(&self.books).state.habits.ended_after(requests, now());
+            }
+            // It closed just as we wrote: it had been idle for too long.
+            CloseReason::ClosedUnanswered if conn.info.requests() > 1 => {
+                if let Some(idle) = conn.was_idle {
+                    self.peer_closed_idle(&[idle]);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Puts an HTTP/1.1 connection that is quiet where it is needed: to the first in line, or on the
+    /// stack, idle since `since`.
+    pub(super) fn settle_in(self: &Arc<Self>, conn: H1Conn, since: Instant) {
+        let at = now();
+        let requests = conn.info.requests();
+        let announced = conn.http1.announced();
+        let wake = conn.wake.clone();
+        let mut out = None;
+        let mut grant = None;
+        let mut due = None;
         {
             let mut books = lock(&self.books);
-            books.live.retain(|live| live.id != info.id());
-            books.state.open -= 1;
-            books.state.last_used = now();
+            let minimum = books.minimum();
+            let state = &mut books.state;
+            if requests > 0 && !state.habits.allows_reuse(at) {
+                out = Some((conn, CloseReason::Distrusted));
+            } else if let Some(Waiter { whom, covered, .. }) = state.line.pop() {
+                self.left_line(1);
+                state.cover(at);
+                let how = reused(&conn.info);
+                let mut conn = conn;
+                conn.was_idle = Some(at.saturating_duration_since(since));
+                grant = Some((
+                    whom,
+                    Ok(Grant {
+                        lease: Lease::H1(H1Lease::new(conn, self.clone())),
+                        how,
+                        dial: None,
+                        covered,
+                    }),
+                ));
+            } else {
+                let taught = state.habits.idle_limit(at).map(|_| {
+                    let most = Duration::MAX;
+                    state.habits.idle_expiry(most, at)
+                });
+                let said = announced.timeout.map(announced_idle);
+                let peer = taught.into_iter().chain(said).min();
+                let idle = Idle {
+                    conn,
+                    since,
+                    expires: deadline(since, self.shared.limits.keepalive_expiry),
+                    peer_expires: peer.map(|limit| deadline(since, limit)),
+                };
+                due = Some(idle.peer_expires.unwrap_or(idle.expires).min(idle.expires));
+                if self.shared.try_idle() {
+                    state.put_idle(idle);
+                } else if state.is_below_minimum(minimum) {
+                    self.shared.more_idle();
+                    state.put_idle(idle);
+                } else {
+                    // The oldest of this origin has the least left of its time.
+                    state.put_idle(idle);
+                    let oldest = state.idle.remove(0);
+                    out = Some((oldest.conn, CloseReason::IdleLimit));
+                }
+            }
         }
-        self.shared.counters.closed(why);
-        self.janitor.due_at(deadline(now(), REMEMBER_ORIGIN));
-        drop(permit);
-        if self.has_waiters() {
-            self.drive();
+        if let Some((conn, why)) = out {
+            self.clone().close(conn, why);
+        }
+        if let Some(grant) = grant {
+            return self.hand_out(vec![grant]);
+        }
+        if let Some(due) = due {
+            self.janitor.due_at(due);
+        }
+        // What happened before it was on the stack was told to nobody who could find it.
+        if wake.is_woken() {
+            self.clone().idle_woken();
+        }
+        // Shutdown, or the end of the runtime, may have emptied the stack just before.
+        if self.shared.is_closed() {
+            self.close_idle(CloseReason::PoolClosed);
+        } else if self.is_removed() {
+            self.close_idle(CloseReason::RuntimeGone);
         }
     }
 }
@@ -93,11 +269,30 @@ impl Home for Host {
         if self.shared.is_closed() {
             return self.close(conn, CloseReason::PoolClosed);
         }
-        if conn.retire_at.is_some_and(|retire| retire <= at) {
-            return self.close(conn, CloseReason::Lifetime);
+        if self.is_removed() {
+            return self.close(conn, CloseReason::RuntimeGone);
+        }
+        if let Some(why) = conn.tenure.over.get().copied() {
+            return self.close(conn, why);
         }
         if conn.info.early().is_some_and(|early| early.is_open()) {
             return self.establish(conn);
+        }
+        let requests = conn.info.requests();
+        let announced = conn.http1.announced();
+        if announced != KeepAlive::default() {
+            *lock(&conn.tenure.announced) = Announced {
+                timeout: announced.timeout,
+                last_request: announced.max.map(|more| requests.saturating_add(more)),
+            };
+        }
+        if let Some(more) = announced.max {
+            conn.term.announced(requests, more);
+        }
+        match conn.term.standing(requests, at) {
+            Standing::Over(why) => return self.close(conn, why),
+            Standing::Renew(why) => self.renew(conn.info.id(), &conn.tenure, why),
+            Standing::Serves => {}
         }
         // From here on the waker tells of whatever the peer does.
         conn.wake.reset();
@@ -107,73 +302,33 @@ impl Home for Host {
             return self.close(conn, why);
         }
         conn.http1.release_buffers();
-        let expires = deadline(at, self.shared.limits.keepalive_expiry);
-        let expires = conn.retire_at.map_or(expires, |retire| retire.min(expires));
-        let wake = conn.wake.clone();
-        let mut evicted = None;
-        let mut grant = None;
-        let mut refused = None;
-        {
-            let mut books = lock(&self.books);
-            let state = &mut books.state;
-            if let Some(Waiter { whom, covered, .. }) = state.line.pop() {
-                self.count_waiting(-1);
-                state.cover(at);
-                let how = if conn.info.requests() == 0 {
-                    ConnectionUse::Prewarmed
-                } else {
-                    ConnectionUse::Idle
-                };
-                let lease = Lease::H1(H1Lease::new(conn, self.clone()));
-                grant = Some((
-                    whom,
-                    Ok(Grant {
-                        lease,
-                        how,
-                        dial: None,
-                        covered,
-                    }),
-                ));
-            } else if self.shared.try_idle() {
-                state.idle.push(Idle { conn, since: at });
-            } else if state.idle.is_empty() {
-                refused = Some(conn);
-            } else {
-                evicted = Some(state.idle.remove(0).conn);
-                state.idle.push(Idle { conn, since: at });
-            }
+        if self.shared.capacity.has_blocked() {
+            let mut conn = Some(conn);
+            self.make_room_for_blocked(|| {
+                if let Some(conn) = conn.take() {
+                    self.clone().close(conn, CloseReason::MadeRoom);
+                }
+            });
+            let Some(conn) = conn else { return };
+            return self.settle_in(conn, at);
         }
-        if let Some(conn) = refused.or(evicted) {
-            self.clone().close(conn, CloseReason::IdleLimit);
-        }
-        if let Some(grant) = grant {
-            return deliver(vec![grant]);
-        }
-        self.janitor.due_at(expires);
-        // What happened before it was on the stack was told to nobody who could find it.
-        if wake.is_woken() {
-            self.clone().idle_woken();
-        }
-        // Shutdown may have emptied the stack just before.
-        if self.shared.is_closed() {
-            self.close_idle(CloseReason::PoolClosed);
+        self.settle_in(conn, at);
+        // Somebody may have met the limit just before this one was idle.
+        if self.shared.capacity.has_blocked() && !self.has_waiters() {
+            drop(self.give_up_idle());
         }
     }
 
     fn close(self: Arc<Self>, conn: H1Conn, why: CloseReason) {
-        let H1Conn {
-            http1,
-            info,
-            permit,
-            ..
-        } = conn;
+        self.learn(&conn, why);
+        let H1Conn { http1, seat, .. } = conn;
         http1.close();
-        self.forget(&info, why, Some(permit));
+        seat.leave(why);
     }
 
     fn released(self: Arc<Self>, conn: &Arc<H2Conn>, left: Released) {
         if left.in_use == 0 && !left.retired {
-            self.shared.idle.fetch_add(1, Ordering::SeqCst);
+            self.shared.more_idle();
             self.went_idle(conn);
         }
         if self.has_waiters() {
@@ -181,17 +336,56 @@ impl Home for Host {
         }
     }
 
-    fn upgraded(self: Arc<Self>, _: &ConnectionInfo) {
+    fn upgraded(self: Arc<Self>) {
         self.shared.upgraded.fetch_add(1, Ordering::SeqCst);
     }
 
-    fn upgrade_ended(self: Arc<Self>, info: &ConnectionInfo, permit: Permit) {
+    fn upgrade_ended(self: Arc<Self>, seat: Seat) {
         self.shared.upgraded.fetch_sub(1, Ordering::SeqCst);
-        self.forget(info, CloseReason::Upgraded, Some(permit));
+        seat.leave(CloseReason::Upgraded);
+    }
+
+    fn left(self: Arc<Self>, info: &ConnectionInfo, why: CloseReason) {
+        let gone = {
+            let mut books = lock(&self.books);
+            let at = books.live.iter().position(|live| live.id == info.id());
+            books.state.open -= 1;
+            books.state.last_used = now();
+            at.map(|at| books.live.swap_remove(at))
+        };
+        drop(gone);
+        self.shared.counters.closed(why);
+    }
+
+    fn vacated(self: Arc<Self>) {
+        self.janitor.due_at(deadline(now(), REMEMBER_ORIGIN));
+        self.keep_up();
+        if self.has_waiters() {
+            self.drive();
+        }
     }
 
     fn idle_woken(self: Arc<Self>) {
         let this: Weak<Self> = self.this.clone();
         self.janitor.wake_for(this);
+    }
+
+    fn drain(self: Arc<Self>, mut lease: H1Lease) {
+        // Dropped, the lease goes home if the body has ended, and closes its connection if not.
+        let limits = &self.shared.limits;
+        let (mut most, within) = (limits.max_drain_bytes, limits.max_drain_time);
+        if !lease.http1().may_drain(most) {
+            return;
+        }
+        let mut cx = Context::from_waker(Waker::noop());
+        if lease.http1().poll_drain(&mut cx, &mut most).is_ready() {
+            return;
+        }
+        if !self.shared.is_closed() && !within.is_zero() {
+            self.runtime.spawn(async move {
+                let drain = poll_fn(|cx| lease.http1().poll_drain(cx, &mut most));
+                let _ = timeout(within, drain).await;
+            });
+        }
     }
 }

@@ -5,12 +5,14 @@ use std::sync::Arc;
 
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
+use tokio::task::AbortHandle;
 
 use crate::connection::{ConnectionInfo, Deps, Learned, Opened, Plan, connect};
 use crate::error::{Error, ErrorKind};
 use crate::event::DialRecorder;
 
 use super::capacity::Permit;
+use super::shared::runtime_gone;
 
 /// Tells how a dial ended, for whoever asked for a connection and not for a request.
 pub(crate) type Report = oneshot::Sender<Result<ConnectionInfo, Error>>;
@@ -21,7 +23,8 @@ pub(crate) struct Dialled {
     pub(crate) result: Result<Opened, Error>,
     pub(crate) permit: Permit,
     pub(crate) recorder: Arc<DialRecorder>,
-    pub(crate) report: Option<Report>,
+    /// Its task was dropped: by a runtime that shuts down, or by us.
+    pub(crate) is_abandoned: bool,
 }
 
 /// Who takes what a dial brings.
@@ -37,29 +40,29 @@ pub(crate) struct DialTask {
     pub(crate) deps: Arc<Deps>,
     pub(crate) recorder: Arc<DialRecorder>,
     pub(crate) permit: Permit,
-    pub(crate) report: Option<Report>,
     pub(crate) learned: Learned,
 }
 
 impl DialTask {
     /// Starts it. It ends with exactly one call of its sink, even if its runtime is shut down or
     /// the user's dialer panics.
-    pub(crate) fn spawn(self, runtime: &Handle) {
+    pub(crate) fn spawn(self, runtime: &Handle) -> AbortHandle {
         let mut guard = Guard(Some(self));
-        runtime.spawn(async move {
+        let task = runtime.spawn(async move {
             let Some(task) = &guard.0 else { return };
             let (plan, deps) = (task.plan.clone(), task.deps.clone());
             let recorder = task.recorder.clone();
             let result = connect(&plan, &deps, &recorder, task.learned).await;
-            guard.finish(result);
+            guard.finish(result, false);
         });
+        task.abort_handle()
     }
 }
 
 struct Guard(Option<DialTask>);
 
 impl Guard {
-    fn finish(&mut self, result: Result<Opened, Error>) {
+    fn finish(&mut self, result: Result<Opened, Error>, is_abandoned: bool) {
         let Some(task) = self.0.take() else { return };
         let DialTask {
             id,
@@ -68,7 +71,6 @@ impl Guard {
             deps: _,
             recorder,
             permit,
-            report,
             learned: _,
         } = task;
         sink.dialled(Dialled {
@@ -76,7 +78,7 @@ impl Guard {
             result,
             permit,
             recorder,
-            report,
+            is_abandoned,
         });
     }
 }
@@ -84,12 +86,15 @@ impl Guard {
 impl Drop for Guard {
     fn drop(&mut self) {
         let Some(task) = &self.0 else { return };
-        let error = Error::new(
-            ErrorKind::Connect,
-            "the dial was abandoned: its runtime was shut down, or the dialer panicked",
-        )
-        .at(task.recorder.current_phase())
-        .with_origin(task.plan.origin_text.clone());
-        self.finish(Err(error));
+        let is_abandoned = !std::thread::panicking();
+        let error = if is_abandoned {
+            runtime_gone()
+        } else {
+            Error::new(ErrorKind::Connect, "the dial panicked")
+        };
+        let error = error
+            .at(task.recorder.current_phase())
+            .with_origin(task.plan.origin_text.clone());
+        self.finish(Err(error), is_abandoned);
     }
 }

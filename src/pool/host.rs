@@ -8,15 +8,16 @@ use std::time::Instant;
 use http::Version;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
+use tokio::task::AbortHandle;
 
-use crate::clock::{deadline, now};
+use crate::clock::now;
 use crate::close_reason::CloseReason;
 use crate::connection::{ConnectionInfo, Learned, Plan};
 use crate::dns::NameUse;
 use crate::error::{Error, ErrorKind};
 use crate::event::DialRecorder;
 use crate::sync::{fence, lock};
-use crate::timing::{ConnectionTrace, ConnectionUse, Phase};
+use crate::timing::{ConnectionTrace, ConnectionUse, Phase, WaitCause};
 
 use super::capacity::{Blocked, Permit};
 use super::dial::{DialTask, Report};
@@ -25,7 +26,8 @@ use super::lease::{H1Conn, H1Lease, H2Conn, H2Lease, Home, Lease};
 use super::line::Ticket;
 use super::maintenance::Janitor;
 use super::shared::{Live, Shared, pool_closed};
-use super::state::{HostState, Idle, Multiplexed, Waiter};
+use super::state::{HostState, Idle, Minimum, Multiplexed, Pulse, Purpose, Waiter};
+use super::term::Standing;
 
 /// What a waiter gets.
 #[derive(Debug)]
@@ -46,7 +48,26 @@ pub(crate) struct Denied {
 }
 
 pub(crate) type Outcome = Result<Grant, Denied>;
-pub(super) type State = HostState<H1Conn, Arc<H2Conn>, oneshot::Sender<Outcome>, Arc<DialRecorder>>;
+pub(super) type State = HostState<H1Conn, Arc<H2Conn>, oneshot::Sender<Outcome>, Dialling>;
+
+/// A dial under way.
+#[derive(Debug)]
+pub(super) struct Dialling {
+    pub(super) recorder: Arc<DialRecorder>,
+    /// Callers who asked for a connection and not for a request.
+    pub(super) reports: Vec<Report>,
+    /// The request that gets the connection before all others.
+    pub(super) reserved: Option<oneshot::Sender<Outcome>>,
+    task: Option<AbortHandle>,
+}
+
+/// Who asks for a dial.
+#[derive(Debug, Default)]
+pub(super) struct Asked {
+    pub(super) recorder: Option<Arc<DialRecorder>>,
+    pub(super) report: Option<Report>,
+    pub(super) reserved: Option<oneshot::Sender<Outcome>>,
+}
 
 /// What asking for a connection gives at once.
 pub(crate) enum Checkout {
@@ -60,6 +81,28 @@ pub(crate) enum Checkout {
 pub(super) struct Books {
     pub(super) state: State,
     pub(super) live: Vec<Live>,
+    /// What clients want kept warm, for as long as they exist.
+    pub(super) minimums: Vec<Weak<Minimum>>,
+    /// When peer addresses were last compared with the DNS answers.
+    pub(super) addresses_checked: Instant,
+}
+
+impl Books {
+    /// The largest that anybody wants.
+    pub(super) fn minimum(&self) -> Minimum {
+        let wanted = self.minimums.iter().filter_map(Weak::upgrade);
+        wanted.fold(Minimum::default(), |most, wanted| Minimum {
+            idle: most.idle.max(wanted.idle),
+            shared: most.shared.max(wanted.shared),
+        })
+    }
+}
+
+/// What became of an idle connection that was to be lent.
+pub(super) enum Lent {
+    Yes(Lease, ConnectionUse),
+    /// It is past its time.
+    No(H1Conn, CloseReason),
 }
 
 /// One origin with one set of options on one runtime.
@@ -75,9 +118,13 @@ pub(crate) struct Host {
     /// them sees the other (modelled in `http2::streams`).
     pub(super) waiting: AtomicUsize,
     /// Tells DNS that the name is in use, though nobody looks it up.
-    name_use: Option<Arc<NameUse>>,
+    pub(super) name_use: Option<Arc<NameUse>>,
     /// Taken off the registry: nobody finds it any more. Set under the lock of the books.
     pub(super) removed: AtomicBool,
+    /// Connections have been closed by the peer while they were idle: what that taught is in the books.
+    pub(super) is_taught: AtomicBool,
+    /// Somebody wants connections kept warm.
+    pub(super) keeps_warm: AtomicBool,
     /// It stands in the line for a permit.
     pub(super) blocked: AtomicBool,
     pub(super) this: Weak<Self>,
@@ -121,6 +168,8 @@ impl Host {
             books: Mutex::new(Books {
                 state: HostState::new(plan.known_protocol(), now()),
                 live: Vec::new(),
+                minimums: Vec::new(),
+                addresses_checked: now(),
             }),
             key,
             plan: Arc::new(plan),
@@ -129,6 +178,8 @@ impl Host {
             runtime,
             waiting: AtomicUsize::new(0),
             removed: AtomicBool::new(false),
+            is_taught: AtomicBool::new(false),
+            keeps_warm: AtomicBool::new(false),
             blocked: AtomicBool::new(false),
             this: this.clone(),
         })
@@ -158,8 +209,17 @@ impl Host {
             if state.line.is_empty() {
                 if let Some(idle) = state.take_idle() {
                     drop(books);
-                    self.shared.idle.fetch_sub(1, Ordering::SeqCst);
-                    return Ok(self.lend_idle(idle, at));
+                    self.shared.less_idle();
+                    let lent = self.lend_idle(idle, at);
+                    self.keep_up();
+                    return Ok(match lent {
+                        Lent::Yes(lease, how) => Checkout::Lease(lease, how),
+                        // There may be a younger one below it; ask again.
+                        Lent::No(conn, why) => {
+                            self.clone().close(conn, why);
+                            Checkout::Gone
+                        }
+                    });
                 }
                 if let Some((conn, taken)) = state.take_stream() {
                     let spare = state.wants_spare(taken, self.shared.rules(), at);
@@ -169,17 +229,14 @@ impl Host {
                         self.dial_spare();
                     }
                     let lease = Lease::H2(H2Lease::new(conn, self.clone()));
+                    self.gave(&lease);
                     return Ok(Checkout::Lease(lease, how));
                 }
             }
-            let waiting = self.shared.waiting.load(Ordering::SeqCst);
-            if self
-                .shared
-                .limits
-                .max_waiting
-                .is_some_and(|max| waiting >= max)
-            {
+            if !self.shared.try_wait() {
+                drop(books);
                 self.shared.counters.limit_hit();
+                let waiting = self.shared.waiting.load(Ordering::SeqCst);
                 return Err(Error::new(
                     ErrorKind::Limit,
                     format!("{waiting} requests wait for a connection already (max_waiting)"),
@@ -189,7 +246,8 @@ impl Host {
             }
             let (sender, receiver) = oneshot::channel();
             let ticket = state.enqueue(sender, early, at);
-            self.count_waiting(1);
+            self.waiting.fetch_add(1, Ordering::SeqCst);
+            fence(Ordering::SeqCst);
             (ticket, receiver)
         };
         let mut place = Place {
@@ -197,45 +255,39 @@ impl Host {
             ticket,
             receiver,
             since: at,
-            met_limit: false,
+            waits_for: None,
         };
         self.drive();
-        if matches!(self.standing(ticket), Some((None, _))) {
-            place.met_limit = true;
-            self.shared.counters.limit_hit();
+        if let Some((None, _)) = self.standing(ticket) {
+            let is_suspect = |conn: &Arc<H2Conn>| conn.pulse() == Pulse::Suspect;
+            let suspect = lock(&self.books).state.shared.iter().any(is_suspect);
+            if suspect {
+                // For the answer to a PING: the network, and no limit.
+                place.waits_for = Some(WaitCause::Dial);
+            } else {
+                place.waits_for = Some(WaitCause::Limit);
+                self.shared.counters.limit_hit();
+            }
         }
         Ok(Checkout::Line(place))
     }
 
-    /// An idle connection leaves the stack; one that is past its time is closed instead.
-    pub(super) fn lend_idle(self: &Arc<Self>, idle: Idle<H1Conn>, at: Instant) -> Checkout {
-        let Idle { conn, since } = idle;
-        if let Some(why) = self.overdue(&conn, since, at) {
-            self.clone().close(conn, why);
-            // There may be a younger one below it; ask again.
-            return Checkout::Gone;
-        }
-        let how = if conn.info.requests() == 0 {
-            ConnectionUse::Prewarmed
-        } else {
-            ConnectionUse::Idle
+    /// Lends an idle connection, unless it is past its time.
+    pub(super) fn lend_idle(self: &Arc<Self>, idle: Idle<H1Conn>, at: Instant) -> Lent {
+        let overdue = idle.overdue(at);
+        let Idle {
+            mut conn, since, ..
+        } = idle;
+        let standing = || match conn.term.standing(conn.info.requests(), at) {
+            Standing::Over(why) => Some(why),
+            Standing::Serves | Standing::Renew(_) => None,
         };
-        Checkout::Lease(Lease::H1(H1Lease::new(conn, self.clone())), how)
-    }
-
-    pub(super) fn overdue(
-        &self,
-        conn: &H1Conn,
-        since: Instant,
-        at: Instant,
-    ) -> Option<CloseReason> {
-        if conn.retire_at.is_some_and(|retire| retire <= at) {
-            Some(CloseReason::Lifetime)
-        } else if deadline(since, self.shared.limits.keepalive_expiry) <= at {
-            Some(CloseReason::IdleExpired)
-        } else {
-            None
+        if let Some(why) = overdue.or_else(standing) {
+            return Lent::No(conn, why);
         }
+        conn.was_idle = Some(at.saturating_duration_since(since));
+        let how = reused(&conn.info);
+        Lent::Yes(Lease::H1(H1Lease::new(conn, self.clone())), how)
     }
 
     /// Books a stream that was taken, and says how it was come by.
@@ -243,12 +295,8 @@ impl Host {
         if before > 0 {
             return ConnectionUse::Multiplexed;
         }
-        self.shared.idle.fetch_sub(1, Ordering::SeqCst);
-        if conn.info.requests() == 0 {
-            ConnectionUse::Prewarmed
-        } else {
-            ConnectionUse::Idle
-        }
+        self.shared.less_idle();
+        reused(&conn.info)
     }
 
     /// Nobody finds it any more.
@@ -262,12 +310,10 @@ impl Host {
         self.waiting.load(Ordering::SeqCst) > 0
     }
 
-    pub(super) fn count_waiting(&self, change: isize) {
-        self.waiting.fetch_add(change as usize, Ordering::SeqCst);
-        fence(Ordering::SeqCst);
-        self.shared
-            .waiting
-            .fetch_add(change as usize, Ordering::SeqCst);
+    /// So many have left the line.
+    pub(super) fn left_line(&self, n: usize) {
+        self.waiting.fetch_sub(n, Ordering::SeqCst);
+        self.shared.waiting.fetch_sub(n, Ordering::SeqCst);
     }
 
     /// Since when a dial runs for this waiter, and the oldest dial; `None` once it has left.
@@ -276,9 +322,10 @@ impl Host {
         ticket: Ticket,
     ) -> Option<(Option<Instant>, Option<Arc<DialRecorder>>)> {
         let books = lock(&self.books);
-        let waiter = books.state.line.get(ticket)?;
-        let dial = books.state.dials.first().map(|dial| dial.what.clone());
-        Some((waiter.covered, dial))
+        let covered = books.state.covered(ticket)?;
+        let dial = books.state.dials.first();
+        let dial = dial.map(|dial| dial.what.recorder.clone());
+        Some((covered, dial))
     }
 
     /// Serves whoever can be served and starts the dials that are wanted.
@@ -301,15 +348,26 @@ impl Host {
             for (conn, why) in overdue {
                 self.clone().close(conn, why);
             }
-            deliver(grants);
+            self.hand_out(grants);
             if wanted == 0 {
                 return;
             }
             let Some(permit) = self.permit() else { return };
-            if !self.start_dial(permit, None, true) {
+            if let Some(unused) = self.start_dial(permit, Purpose::Waiters, Asked::default()) {
+                drop(unused);
                 return;
             }
         }
+    }
+
+    /// Hands out what was decided, without a lock.
+    pub(super) fn hand_out(self: &Arc<Self>, grants: Vec<(oneshot::Sender<Outcome>, Outcome)>) {
+        for (_, outcome) in &grants {
+            if let Ok(grant) = outcome {
+                self.gave(&grant.lease);
+            }
+        }
+        deliver(grants);
     }
 
     pub(super) fn serve(
@@ -320,18 +378,15 @@ impl Host {
         overdue: &mut Vec<(H1Conn, CloseReason)>,
     ) {
         while !state.line.is_empty() {
-            let (lease, how) = if let Some(Idle { conn, since }) = state.take_idle() {
-                self.shared.idle.fetch_sub(1, Ordering::SeqCst);
-                if let Some(why) = self.overdue(&conn, since, at) {
-                    overdue.push((conn, why));
-                    continue;
+            let (lease, how) = if let Some(idle) = state.take_idle() {
+                self.shared.less_idle();
+                match self.lend_idle(idle, at) {
+                    Lent::Yes(lease, how) => (lease, how),
+                    Lent::No(conn, why) => {
+                        overdue.push((conn, why));
+                        continue;
+                    }
                 }
-                let how = if conn.info.requests() == 0 {
-                    ConnectionUse::Prewarmed
-                } else {
-                    ConnectionUse::Idle
-                };
-                (Lease::H1(H1Lease::new(conn, self.clone())), how)
             } else if let Some((conn, taken)) = state.take_stream() {
                 let how = self.taken(&conn, taken.before);
                 (Lease::H2(H2Lease::new(conn, self.clone())), how)
@@ -339,7 +394,7 @@ impl Host {
                 return;
             };
             let Waiter { whom, covered, .. } = state.line.pop().expect("the line is not empty");
-            self.count_waiting(-1);
+            self.left_line(1);
             grants.push((
                 whom,
                 Ok(Grant {
@@ -358,67 +413,144 @@ impl Host {
         if let Some(permit) = capacity.try_reserve() {
             return Some(permit);
         }
-        let room = self.shared.room.get().and_then(Weak::upgrade);
-        if let Some(permit) = room.and_then(|room| room.make_room(&self.key)) {
-            return Some(permit);
+        if !capacity.has_blocked() {
+            let room = self.shared.room.get().and_then(Weak::upgrade);
+            if let Some(permit) = room.and_then(|room| room.make_room(&self.key)) {
+                return Some(permit);
+            }
         }
         if !self.blocked.swap(true, Ordering::SeqCst) {
             let this: Weak<Self> = self.this.clone();
             capacity.block(this);
+            // One may have become idle before we stood in line; it goes to who stands at the front.
+            let room = self.shared.room.get().and_then(Weak::upgrade);
+            drop(room.and_then(|room| room.make_room(&self.key)));
         }
-        // One may have been given back before we stood in line.
-        capacity.try_reserve()
+        None
     }
 
-    /// Starts a dial, unless (for waiters) it is no longer wanted.
+    /// Starts a dial; the permit comes back if it is not wanted any more, or not allowed.
     pub(super) fn start_dial(
         self: &Arc<Self>,
         permit: Permit,
-        report: Option<Report>,
-        if_wanted: bool,
-    ) -> bool {
-        let recorder = DialRecorder::new();
+        purpose: Purpose,
+        asked: Asked,
+    ) -> Option<Permit> {
+        let recorder = asked.recorder.unwrap_or_else(DialRecorder::new);
+        let for_waiters = purpose == Purpose::Waiters;
         let (id, learned) = {
             let mut books = lock(&self.books);
             let at = now();
+            let rules = self.shared.rules();
             let state = &mut books.state;
-            let wanted = state.dials_wanted(self.shared.rules(), at) > 0;
-            if self.shared.is_closed() || (if_wanted && !wanted) {
-                drop(books);
-                drop(permit);
-                return false;
+            let wanted = match purpose {
+                Purpose::Waiters => state.dials_wanted(rules, at) > 0,
+                Purpose::Spare => state.may_spare(rules, at),
+                Purpose::Ordered => state.may_order(rules),
+                Purpose::Successor(_) | Purpose::Minimum => state.has_room(rules),
+            };
+            if self.is_removed() || self.shared.is_closed() || !wanted {
+                return Some(permit);
             }
-            let early = if_wanted && self.plan.allows_early_data() && state.wants_early();
+            let early = for_waiters && self.plan.allows_early_data() && state.wants_early();
             let learned = Learned {
                 stream_limit: state.stream_limit,
                 early: state.verdict.filter(|_| early),
             };
-            let id = state.dial_started(recorder.clone(), learned.early.is_some(), at);
+            let early = learned.early.is_some();
+            let dialling = Dialling {
+                recorder: recorder.clone(),
+                reports: asked.report.into_iter().collect(),
+                reserved: asked.reserved,
+                task: None,
+            };
+            let id = state.dial_started(dialling, early, purpose, at);
             (id, learned)
         };
-        DialTask {
+        let task = DialTask {
             id,
             sink: self.clone(),
             plan: self.plan.clone(),
             deps: self.shared.deps.clone(),
             recorder,
             permit,
-            report,
             learned,
         }
         .spawn(&self.runtime);
-        true
+        let is_closed = {
+            let mut books = lock(&self.books);
+            if let Some(dial) = books.state.dial_mut(id) {
+                dial.task = Some(task.clone());
+            }
+            self.shared.is_closed()
+        };
+        if is_closed {
+            // Shutdown did not see it.
+            task.abort();
+        }
+        None
+    }
+
+    /// Ends the dials that run.
+    pub(super) fn abort_dials(&self) {
+        let tasks: Vec<_> = {
+            let books = lock(&self.books);
+            let tasks = books.state.dials.iter();
+            tasks.filter_map(|dial| dial.what.task.clone()).collect()
+        };
+        for task in tasks {
+            task.abort();
+        }
     }
 
     /// One more HTTP/2 connection before anybody waits; never at another origin's expense.
     pub(super) fn dial_spare(self: &Arc<Self>) {
         if let Some(permit) = self.shared.capacity.try_reserve() {
-            self.start_dial(permit, None, false);
+            drop(self.start_dial(permit, Purpose::Spare, Asked::default()));
         }
     }
 
-    /// A connection for nobody in particular. Fails if no permit is free.
-    pub(crate) fn dial_for(self: &Arc<Self>, report: Report) -> Result<(), Error> {
+    /// A connection that a caller asked for. While the protocol is unknown, the one that a running dial
+    /// brings.
+    ///
+    /// # Errors
+    /// Limit: no connection more is allowed now; PoolClosed.
+    pub(crate) fn order(self: &Arc<Self>, report: Report) -> Result<(), Error> {
+        {
+            let mut books = lock(&self.books);
+            let state = &mut books.state;
+            if state.verdict.is_none()
+                && let Some(running) = state.dials.first_mut()
+            {
+                running.what.reports.push(report);
+                return Ok(());
+            }
+        }
+        let asked = Asked {
+            report: Some(report),
+            ..Asked::default()
+        };
+        self.order_dial(asked)
+    }
+
+    /// A connection of its own for one request.
+    ///
+    /// # Errors
+    /// As [`order`](Self::order).
+    pub(crate) fn order_for_request(
+        self: &Arc<Self>,
+        whom: oneshot::Sender<Outcome>,
+        recorder: Arc<DialRecorder>,
+    ) -> Result<(), Error> {
+        let asked = Asked {
+            reserved: Some(whom),
+            recorder: Some(recorder),
+            report: None,
+        };
+        self.order_dial(asked)
+    }
+
+    fn order_dial(self: &Arc<Self>, asked: Asked) -> Result<(), Error> {
         let limit = |what: &str| {
             self.shared.counters.limit_hit();
             Error::new(
@@ -431,20 +563,18 @@ impl Host {
         if self.shared.is_closed() {
             return Err(pool_closed().with_origin(self.plan.origin_text.clone()));
         }
-        {
-            let books = lock(&self.books);
-            let open = books.state.open + books.state.dials.len();
-            if open >= self.shared.rules().max_per_host {
-                return Err(limit("max_connections_per_host"));
-            }
-        }
         let permit = self
             .shared
             .capacity
             .try_reserve()
             .ok_or_else(|| limit("max_connections"))?;
-        self.start_dial(permit, Some(report), false);
-        Ok(())
+        match self.start_dial(permit, Purpose::Ordered, asked) {
+            None => Ok(()),
+            Some(unused) => {
+                drop(unused);
+                Err(limit("the limit of connections per origin"))
+            }
+        }
     }
 
     /// Idle HTTP/1.1 connections, live HTTP/2 connections, and the protocol if it is known.
@@ -467,10 +597,31 @@ pub(super) fn deliver(grants: Vec<(oneshot::Sender<Outcome>, Outcome)>) {
     }
 }
 
+/// How a request comes by a connection that was there.
+pub(super) fn reused(info: &ConnectionInfo) -> ConnectionUse {
+    if info.requests() == 0 {
+        ConnectionUse::Prewarmed
+    } else {
+        ConnectionUse::Idle
+    }
+}
+
 impl Blocked for Host {
-    fn unblocked(self: Arc<Self>) {
+    fn unblocked(self: Arc<Self>, permit: Permit) -> Option<Permit> {
         self.blocked.store(false, Ordering::SeqCst);
-        self.drive();
+        let unused = self.start_dial(permit, Purpose::Waiters, Asked::default());
+        if unused.is_none() {
+            // There may be more who wait.
+            self.drive();
+        }
+        unused
+    }
+
+    fn starves_since(&self) -> Option<Instant> {
+        let books = lock(&self.books);
+        let state = &books.state;
+        let first = state.line.iter().next()?;
+        (state.open == 0 && state.dials.is_empty()).then_some(first.since)
     }
 }
 
@@ -480,8 +631,8 @@ pub(crate) struct Place {
     ticket: Ticket,
     pub(crate) receiver: oneshot::Receiver<Outcome>,
     pub(crate) since: Instant,
-    /// No dial could be started for it at once.
-    pub(crate) met_limit: bool,
+    /// What it waits for as long as no dial runs for it; `None` for nothing but ourselves.
+    pub(crate) waits_for: Option<WaitCause>,
 }
 
 impl Place {
@@ -503,7 +654,7 @@ impl Drop for Place {
             waiter
         };
         if waiter.is_some() {
-            self.host.count_waiting(-1);
+            self.host.left_line(1);
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::task::{Wake, Waker};
 use std::time::{Duration, Instant};
 
@@ -12,10 +12,11 @@ use tokio::sync::Notify;
 use crate::close_reason::CloseReason;
 use crate::connection::{ConnectionInfo, Stream};
 use crate::http1::Http1;
-use crate::http2::{Http2, Released, Taken};
+use crate::http2::{Doubter, Http2, Released, Taken};
 
 use super::capacity::Permit;
-use super::state::Multiplexed;
+use super::state::{Multiplexed, Pulse};
+use super::term::Term;
 
 /// Where leases come from and go back to.
 pub(crate) trait Home: Send + Sync {
@@ -26,21 +27,113 @@ pub(crate) trait Home: Send + Sync {
     /// A stream is over.
     fn released(self: Arc<Self>, conn: &Arc<H2Conn>, left: Released);
     /// An HTTP/1.1 connection left HTTP for good; its place under the limits is still taken.
-    fn upgraded(self: Arc<Self>, info: &ConnectionInfo);
+    fn upgraded(self: Arc<Self>);
     /// What was upgraded is closed.
-    fn upgrade_ended(self: Arc<Self>, info: &ConnectionInfo, permit: Permit);
+    fn upgrade_ended(self: Arc<Self>, seat: Seat);
+    /// A connection is gone from the books.
+    fn left(self: Arc<Self>, info: &ConnectionInfo, why: CloseReason);
+    /// And its permit is given away: whoever waits may be served.
+    fn vacated(self: Arc<Self>);
     /// Something happened on an idle connection.
     fn idle_woken(self: Arc<Self>);
+    /// A response body was dropped before its end: the rest is read, within bounds, to save the
+    /// connection.
+    fn drain(self: Arc<Self>, lease: H1Lease);
+}
+
+/// The place of a connection on the books of its origin and under the total limit. It is given up once,
+/// with a reason; dropped without one, say by a panic of somebody's code, the reason is Failed.
+pub(crate) struct Seat {
+    info: ConnectionInfo,
+    // `None` once it has been given up.
+    permit: Option<Permit>,
+    home: Weak<dyn Home>,
+}
+
+impl Seat {
+    pub(crate) fn new(info: ConnectionInfo, permit: Permit, home: Weak<dyn Home>) -> Self {
+        Self {
+            info,
+            permit: Some(permit),
+            home,
+        }
+    }
+
+    /// The connection is gone.
+    pub(crate) fn leave(mut self, why: CloseReason) {
+        self.end(why);
+    }
+
+    /// The connection is gone, and somebody else gets its permit.
+    pub(crate) fn hand_over(mut self, why: CloseReason) -> Option<Permit> {
+        let (permit, home) = self.give_up(why)?;
+        if let Some(home) = home {
+            home.vacated();
+        }
+        Some(permit)
+    }
+
+    fn give_up(&mut self, why: CloseReason) -> Option<(Permit, Option<Arc<dyn Home>>)> {
+        let permit = self.permit.take()?;
+        let home = self.home.upgrade();
+        if let Some(home) = &home {
+            home.clone().left(&self.info, why);
+        }
+        Some((permit, home))
+    }
+
+    fn end(&mut self, why: CloseReason) {
+        if let Some((permit, home)) = self.give_up(why) {
+            // First the permit, so that whoever is served next finds it.
+            drop(permit);
+            if let Some(home) = home {
+                home.vacated();
+            }
+        }
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.end(CloseReason::Failed);
+    }
+}
+
+impl fmt::Debug for Seat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Seat").field(&self.info).finish()
+    }
 }
 
 /// An established HTTP/1.1 connection.
 pub(crate) struct H1Conn {
     pub(crate) http1: Box<Http1<Stream>>,
     pub(crate) info: ConnectionInfo,
-    pub(crate) permit: Permit,
+    pub(crate) seat: Seat,
     pub(crate) wake: Arc<IdleWake>,
-    /// When it takes no new requests.
-    pub(crate) retire_at: Option<Instant>,
+    pub(crate) term: Term,
+    pub(crate) tenure: Arc<Tenure>,
+    /// How long it had been idle when it was lent last.
+    pub(crate) was_idle: Option<Duration>,
+}
+
+/// How far a connection is in handing over to its successor. Shared with the pool's list of those that
+/// exist.
+#[derive(Debug, Default)]
+pub(crate) struct Tenure {
+    /// Somebody has seen to a successor, or tried to.
+    pub(crate) is_renewing: AtomicBool,
+    /// The successor is ready: it takes no more requests, and why it has one.
+    pub(crate) over: OnceLock<CloseReason>,
+    pub(crate) announced: Mutex<Announced>,
+}
+
+/// What the peer said of a connection with its last response.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Announced {
+    pub(crate) timeout: Option<Duration>,
+    /// The number of the last request that it takes.
+    pub(crate) last_request: Option<u64>,
 }
 
 impl fmt::Debug for H1Conn {
@@ -98,7 +191,10 @@ pub(crate) struct H2Conn {
     pub(crate) why: Arc<OnceLock<CloseReason>>,
     /// The peer's SETTINGS have arrived, or never will.
     pub(crate) settled: Arc<Notify>,
-    pub(crate) retire_at: Option<Instant>,
+    pub(crate) term: Term,
+    pub(crate) tenure: Arc<Tenure>,
+    /// Streams given out so far. Changed under the lock of the books.
+    given: AtomicU64,
     idle_since: AtomicU64,
 }
 
@@ -109,21 +205,45 @@ impl fmt::Debug for H2Conn {
 }
 
 impl H2Conn {
-    pub(crate) fn new(handle: Http2, info: ConnectionInfo, retire_at: Option<Instant>) -> Self {
+    pub(crate) fn new(
+        handle: Http2,
+        info: ConnectionInfo,
+        term: Term,
+        tenure: Arc<Tenure>,
+    ) -> Self {
         Self {
+            tenure,
+            given: AtomicU64::new(0),
             handle,
             info,
             why: Arc::default(),
             settled: Arc::default(),
-            retire_at,
+            term,
             idle_since: AtomicU64::new(0),
         }
+    }
+
+    /// Streams given out so far.
+    pub(crate) fn given(&self) -> u64 {
+        self.given.load(Ordering::Relaxed)
+    }
+
+    /// It has given as many streams as it may.
+    pub(crate) fn is_spent(&self) -> bool {
+        self.term
+            .max_requests()
+            .is_some_and(|most| self.given() >= most)
     }
 
     pub(crate) fn set_idle_since(&self, now: Instant) {
         let age = now.saturating_duration_since(self.info.ready_at());
         let nanos = u64::try_from(age.as_nanos()).unwrap_or(u64::MAX);
         self.idle_since.store(nanos, Ordering::SeqCst);
+    }
+
+    /// How long it has been without a stream.
+    pub(crate) fn idle_for(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.idle_since())
     }
 
     /// The end of its last stream, or its birth.
@@ -134,7 +254,12 @@ impl H2Conn {
 
 impl Multiplexed for Arc<H2Conn> {
     fn try_take(&self) -> Option<Taken> {
-        self.handle.slots().try_acquire()
+        if self.is_spent() {
+            return None;
+        }
+        let taken = self.handle.slots().try_acquire()?;
+        self.given.fetch_add(1, Ordering::Relaxed);
+        Some(taken)
     }
 
     fn in_use(&self) -> u32 {
@@ -143,6 +268,16 @@ impl Multiplexed for Arc<H2Conn> {
 
     fn is_settled(&self) -> bool {
         self.handle.has_settings()
+    }
+
+    fn pulse(&self) -> Pulse {
+        if !self.handle.slots().is_suspect() {
+            Pulse::Alive
+        } else if self.handle.is_late() {
+            Pulse::Late
+        } else {
+            Pulse::Suspect
+        }
     }
 }
 
@@ -154,6 +289,14 @@ pub(crate) enum Lease {
 }
 
 impl Lease {
+    /// Whom to tell that the request on it got no answer in time.
+    pub(crate) fn doubter(&self) -> Option<Doubter> {
+        match self {
+            Self::H1(_) => None,
+            Self::H2(lease) => Some(lease.conn.handle.doubter()),
+        }
+    }
+
     pub(crate) fn info(&self) -> &ConnectionInfo {
         match self {
             Self::H1(lease) => &lease.conn().info,
@@ -193,6 +336,12 @@ impl H1Lease {
         &mut conn.http1
     }
 
+    /// Reads what is left of the response body, in the background and within the bounds of the pool, so
+    /// that the connection can be kept; closes it if that is not possible.
+    pub(crate) fn drain(self) {
+        self.home.clone().drain(self);
+    }
+
     /// Closes it for this reason.
     pub(crate) fn close(mut self, why: CloseReason) {
         if let Some(conn) = self.conn.take() {
@@ -204,11 +353,11 @@ impl H1Lease {
     pub(crate) fn into_upgraded(mut self) -> (Stream, Bytes, UpgradedLease) {
         let conn = self.conn.take().expect("taken only by value");
         let home = self.home.clone();
-        home.clone().upgraded(&conn.info);
+        home.clone().upgraded();
         let (mut stream, left_over) = conn.http1.into_parts();
         stream.write_through();
         let lease = UpgradedLease {
-            held: Some((conn.info, conn.permit)),
+            seat: Some(conn.seat),
             home,
         };
         (stream, left_over, lease)
@@ -228,7 +377,8 @@ impl Drop for H1Lease {
 
 /// The place of an upgraded connection under the limits.
 pub(crate) struct UpgradedLease {
-    held: Option<(ConnectionInfo, Permit)>,
+    // `None` only while it is being dropped.
+    seat: Option<Seat>,
     home: Arc<dyn Home>,
 }
 
@@ -240,8 +390,8 @@ impl fmt::Debug for UpgradedLease {
 
 impl Drop for UpgradedLease {
     fn drop(&mut self) {
-        if let Some((info, permit)) = self.held.take() {
-            self.home.clone().upgrade_ended(&info, permit);
+        if let Some(seat) = self.seat.take() {
+            self.home.clone().upgrade_ended(seat);
         }
     }
 }
@@ -267,6 +417,17 @@ impl H2Lease {
             conn,
             home,
         }
+    }
+}
+
+impl H2Lease {
+    /// Tells that its peer let too much time pass.
+    pub(crate) fn doubt(&self) {
+        self.conn.handle.doubter().doubt();
+    }
+
+    pub(super) fn conn(&self) -> &Arc<H2Conn> {
+        &self.conn
     }
 }
 

@@ -23,9 +23,16 @@ pub struct Limits {
     /// Age at which a connection takes no new requests, spread by up to 10 % so that connections
     /// opened together do not end together. Default none.
     pub max_lifetime: Option<Duration>,
+    /// Requests after which a connection takes no new ones. Default none.
+    pub max_requests_per_connection: Option<u64>,
     /// Requests that may wait for a connection at the same time; one more fails at once. Default
     /// none.
     pub max_waiting: Option<usize>,
+    /// Bytes of an HTTP/1.1 response body that are read, after it was dropped, to save the connection.
+    /// Default 64 KiB: less than a handshake costs on most paths.
+    pub max_drain_bytes: u64,
+    /// How long that may take. Default 50 ms.
+    pub max_drain_time: Duration,
 }
 
 impl Default for Limits {
@@ -37,7 +44,10 @@ impl Default for Limits {
             http2_keepalive_expiry: Duration::from_secs(300),
             max_connections_per_host: None,
             max_lifetime: None,
+            max_requests_per_connection: None,
             max_waiting: None,
+            max_drain_bytes: 64 * 1024,
+            max_drain_time: Duration::from_millis(50),
         }
     }
 }
@@ -88,6 +98,24 @@ impl Limits {
         self
     }
 
+    /// Sets `max_requests_per_connection`.
+    pub fn max_requests_per_connection(mut self, n: impl Into<Option<u64>>) -> Self {
+        self.max_requests_per_connection = n.into();
+        self
+    }
+
+    /// Sets `max_drain_bytes`; 0 reads nothing that has not arrived.
+    pub fn max_drain_bytes(mut self, bytes: u64) -> Self {
+        self.max_drain_bytes = bytes;
+        self
+    }
+
+    /// Sets `max_drain_time`.
+    pub fn max_drain_time(mut self, time: Duration) -> Self {
+        self.max_drain_time = time;
+        self
+    }
+
     /// Sets `max_waiting`.
     pub fn max_waiting(mut self, n: impl Into<Option<usize>>) -> Self {
         self.max_waiting = n.into();
@@ -98,6 +126,16 @@ impl Limits {
         if self.max_connections == 0 {
             return Err(Error::invalid(
                 "max_connections is 0: no request could be sent",
+            ));
+        }
+        if self.max_requests_per_connection == Some(0) {
+            return Err(Error::invalid(
+                "max_requests_per_connection is 0: no request could be sent",
+            ));
+        }
+        if self.max_lifetime.is_some_and(|life| life.is_zero()) {
+            return Err(Error::invalid(
+                "max_lifetime is 0: no request could be sent",
             ));
         }
         if self.max_connections_per_host == Some(0) {

@@ -1,5 +1,5 @@
-//! A line of waiters: first come, first served, and leaving costs the same wherever one stands.
-//! Pure.
+//! A line of waiters: first come, first served, and leaving costs the same wherever one stands. The
+//! ones at the front may be *marked*; how many is kept in step at the same price. Pure.
 
 use std::collections::VecDeque;
 
@@ -7,25 +7,40 @@ use std::collections::VecDeque;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Ticket(u64);
 
-/// Waiters in their order. Who leaves early leaves a gap, which goes when the front reaches it.
+/// Waiters in their order. Who leaves early leaves a gap, which goes when the front reaches it, or when
+/// there are more gaps than waiters.
 #[derive(Debug)]
 pub(crate) struct Line<W> {
-    places: VecDeque<Option<W>>,
-    first: u64,
+    places: VecDeque<Place<W>>,
+    next: u64,
     len: usize,
+    /// Who stands before this ticket is marked.
+    mark: u64,
+    marked: usize,
+}
+
+#[derive(Debug)]
+struct Place<W> {
+    ticket: u64,
+    waiter: Option<W>,
 }
 
 impl<W> Default for Line<W> {
     fn default() -> Self {
         Self {
             places: VecDeque::new(),
-            first: 0,
+            next: 0,
             len: 0,
+            mark: 0,
+            marked: 0,
         }
     }
 }
 
 impl<W> Line<W> {
+    /// A burst of waiters should not cost memory for ever, nor one who stands for ever at the front.
+    const SPARE_PLACES: usize = 64;
+
     pub(crate) fn len(&self) -> usize {
         self.len
     }
@@ -35,65 +50,113 @@ impl<W> Line<W> {
     }
 
     pub(crate) fn push(&mut self, waiter: W) -> Ticket {
-        self.places.push_back(Some(waiter));
+        let ticket = self.next;
+        self.next += 1;
+        self.places.push_back(Place {
+            ticket,
+            waiter: Some(waiter),
+        });
         self.len += 1;
-        Ticket(self.first + self.places.len() as u64 - 1)
+        Ticket(ticket)
     }
 
     /// The waiter at the front leaves.
     pub(crate) fn pop(&mut self) -> Option<W> {
         self.trim();
-        let waiter = self.places.pop_front()??;
-        self.first += 1;
-        self.len -= 1;
+        let Place { ticket, waiter } = self.places.pop_front()?;
+        self.left(ticket);
         self.trim();
-        Some(waiter)
+        waiter
     }
 
     /// The waiter with this ticket leaves, wherever it stands; `None` if it has left before.
     pub(crate) fn leave(&mut self, ticket: Ticket) -> Option<W> {
-        let waiter = self.get_mut(ticket)?.take()?;
-        self.len -= 1;
+        let at = self.position(ticket.0)?;
+        let waiter = self.places.get_mut(at)?.waiter.take()?;
+        self.left(ticket.0);
         self.trim();
         Some(waiter)
     }
 
     /// The first waiter of whom this is true leaves, wherever it stands.
     pub(crate) fn leave_first(&mut self, is_it: impl Fn(&W) -> bool) -> Option<W> {
-        let at = self
-            .places
-            .iter()
-            .position(|place| place.as_ref().is_some_and(&is_it))?;
-        self.leave(Ticket(self.first + at as u64))
+        let is_it = |place: &&Place<W>| place.waiter.as_ref().is_some_and(&is_it);
+        let ticket = self.places.iter().find(is_it)?.ticket;
+        self.leave(Ticket(ticket))
     }
 
     pub(crate) fn get(&self, ticket: Ticket) -> Option<&W> {
-        let index = usize::try_from(ticket.0.checked_sub(self.first)?).ok()?;
-        self.places.get(index)?.as_ref()
+        let at = self.position(ticket.0)?;
+        self.places.get(at)?.waiter.as_ref()
     }
 
-    fn get_mut(&mut self, ticket: Ticket) -> Option<&mut Option<W>> {
-        let index = usize::try_from(ticket.0.checked_sub(self.first)?).ok()?;
-        self.places.get_mut(index)
+    pub(crate) fn first(&self) -> Option<&W> {
+        self.iter().next()
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &W> {
-        self.places.iter().flatten()
+        self.places.iter().filter_map(|place| place.waiter.as_ref())
     }
 
-    /// The waiters from the front.
-    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut W> {
-        self.places.iter_mut().flatten()
+    /// Marks waiters from the front until `n` are; `newly` is called for each that was not.
+    pub(crate) fn mark(&mut self, n: usize, mut newly: impl FnMut(&mut W)) {
+        if self.marked >= n || self.marked == self.len {
+            return;
+        }
+        let from = self
+            .places
+            .partition_point(|place| place.ticket < self.mark);
+        for place in self.places.range_mut(from..) {
+            self.mark = place.ticket + 1;
+            if let Some(waiter) = &mut place.waiter {
+                self.marked += 1;
+                newly(waiter);
+                if self.marked >= n {
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Nobody is marked any more; `each` is called for whoever was.
+    pub(crate) fn unmark(&mut self, each: impl FnMut(&mut W)) {
+        let to = self
+            .places
+            .partition_point(|place| place.ticket < self.mark);
+        let marked = self.places.range_mut(..to);
+        marked
+            .filter_map(|place| place.waiter.as_mut())
+            .for_each(each);
+        self.mark = 0;
+        self.marked = 0;
+    }
+
+    fn position(&self, ticket: u64) -> Option<usize> {
+        // Without gaps taken out it stands exactly there.
+        let first = self.places.front()?.ticket;
+        let direct = usize::try_from(ticket.checked_sub(first)?).ok()?;
+        if self.places.get(direct).is_some_and(|p| p.ticket == ticket) {
+            return Some(direct);
+        }
+        self.places.binary_search_by_key(&ticket, |p| p.ticket).ok()
+    }
+
+    fn left(&mut self, ticket: u64) {
+        self.len -= 1;
+        if ticket < self.mark {
+            self.marked -= 1;
+        }
     }
 
     fn trim(&mut self) {
-        while let Some(None) = self.places.front() {
+        while let Some(Place { waiter: None, .. }) = self.places.front() {
             self.places.pop_front();
-            self.first += 1;
+        }
+        if self.places.len() > 2 * self.len + Self::SPARE_PLACES {
+            self.places.retain(|place| place.waiter.is_some());
         }
         if self.places.is_empty() {
-            // A burst of waiters should not cost memory for ever.
-            self.places.shrink_to(64);
+            self.places.shrink_to(Self::SPARE_PLACES);
         }
     }
 }
@@ -128,14 +191,49 @@ mod tests {
         assert_eq!(line.leave(again), Some(9));
     }
 
+    #[test]
+    fn one_who_stands_for_ever_at_the_front_does_not_keep_the_gaps_behind_it() {
+        let mut line = Line::default();
+        let first = line.push(0);
+        for n in 1..10_000 {
+            let ticket = line.push(n);
+            assert_eq!(line.leave(ticket), Some(n));
+            assert!(line.places.len() <= 2 + Line::<i32>::SPARE_PLACES);
+        }
+        let last = line.push(10_000);
+        assert_eq!((line.get(first), line.get(last)), (Some(&0), Some(&10_000)));
+        assert_eq!(
+            (line.pop(), line.pop(), line.pop()),
+            (Some(0), Some(10_000), None)
+        );
+    }
+
     proptest! {
         #[test]
-        fn line_behaves_as_a_list_from_which_anyone_may_leave(ops in prop::collection::vec(0u8..=255, 0..200)) {
+        fn line_behaves_as_a_list_from_which_anyone_may_leave(ops in prop::collection::vec(0u8..=255, 0..400)) {
             let mut line = Line::default();
             let mut model: Vec<(Ticket, usize)> = Vec::new();
             let mut tickets = Vec::new();
+            let mut marks = std::collections::HashSet::new();
             for (n, op) in ops.into_iter().enumerate() {
-                match op % 3 {
+                match op % 4 {
+                    3 => {
+                        let marked = usize::from(op) % 7;
+                        if op & 64 == 0 {
+                            line.mark(marked, |n| { marks.insert(*n); });
+                        } else {
+                            line.unmark(|n| { marks.remove(n); });
+                        }
+                        // Nobody is marked twice or out of turn.
+                        let front = model.iter().take_while(|(_, n)| marks.contains(n)).count();
+                        let all = model.iter().filter(|(_, n)| marks.contains(n)).count();
+                        prop_assert_eq!((front, all), (line.marked, line.marked));
+                        if op & 64 == 0 {
+                            prop_assert!(line.marked >= marked.min(line.len()));
+                        } else {
+                            prop_assert_eq!(line.marked, 0);
+                        }
+                    }
                     0 => {
                         let ticket = line.push(n);
                         model.push((ticket, n));

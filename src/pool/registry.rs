@@ -25,6 +25,7 @@ use super::key::Key;
 use super::limits::Limits;
 use super::maintenance::{Janitor, Origins, Tended};
 use super::shared::{MakeRoom, REMEMBER_ORIGIN, Shared};
+use super::upkeep::GaveUp;
 
 /// What a pool is made of.
 pub(crate) struct PoolConfig {
@@ -53,7 +54,7 @@ impl fmt::Debug for Pool {
             "ConnectionPool({} of {} open, {} idle, {} waiting)",
             shared.capacity.open(),
             shared.limits.max_connections,
-            shared.idle.load(Ordering::SeqCst),
+            shared.idle(),
             shared.waiting.load(Ordering::SeqCst),
         )?;
         for host in self.registry.all() {
@@ -110,14 +111,14 @@ impl Pool {
 
     pub(crate) fn stats(&self) -> ConnectionPoolStats {
         let shared = &self.registry.shared;
-        let idle = shared.idle.load(Ordering::SeqCst);
+        let idle = shared.idle();
         let upgraded = shared.upgraded.load(Ordering::SeqCst);
         let hosts = self.registry.all();
-        let live: usize = hosts.iter().map(|host| host.connections().len()).sum();
+        let live: usize = hosts.iter().map(|host| host.live()).sum();
         ConnectionPoolStats {
             open: shared.capacity.open(),
             idle,
-            active: live.saturating_sub(idle + upgraded),
+            active: live.saturating_sub(idle).saturating_sub(upgraded),
             upgraded,
             waiting: shared.waiting.load(Ordering::SeqCst),
             tls_tickets: hosts.iter().map(|host| host.plan.tickets()).sum(),
@@ -126,10 +127,11 @@ impl Pool {
     }
 
     pub(crate) fn connections(&self) -> Vec<ConnectionInfo> {
+        let at = now();
         self.registry
             .all()
             .iter()
-            .flat_map(|host| host.connections())
+            .flat_map(|host| host.connections(at))
             .collect()
     }
 
@@ -237,8 +239,8 @@ impl Origins for Registry {
         let hosts = self.hosts.pin();
         for (key, host) in &hosts {
             if key.runtime() == runtime {
+                host.remove();
                 host.shut_down(CloseReason::RuntimeGone);
-                let _ = host.remove_if_unused(now());
                 hosts.remove(key);
             }
         }
@@ -246,14 +248,25 @@ impl Origins for Registry {
 }
 
 impl Registry {
-    /// The origin with the connection that has been idle for longest.
-    fn longest_idle(&self, except: Option<&Key>) -> Option<Arc<Host>> {
-        self.all()
+    /// Gives an idle connection up, the longest idle first; of this runtime before others, since one of
+    /// a runtime that is parked may never close.
+    fn give_up_idle(&self, except: Option<&Key>) -> GaveUp {
+        let here = Handle::try_current().map(|runtime| runtime.id()).ok();
+        let mut idle: Vec<_> = self
+            .all()
             .into_iter()
             .filter(|host| except != Some(&host.key))
-            .filter_map(|host| Some((host.idle_since()?, host)))
-            .min_by_key(|(since, _): &(Instant, _)| *since)
-            .map(|(_, host)| host)
+            .filter_map(|host| Some((Some(host.key.runtime()) != here, host.idle_since()?, host)))
+            .collect();
+        idle.sort_by_key(|(is_elsewhere, since, _): &(bool, Instant, _)| (*is_elsewhere, *since));
+        for (_, _, host) in idle {
+            match host.give_up_idle() {
+                // It was taken in this very moment.
+                GaveUp::Nothing => {}
+                gave => return gave,
+            }
+        }
+        GaveUp::Nothing
     }
 }
 
@@ -262,16 +275,14 @@ impl Relief for Registry {
         /// An HTTP/2 connection closes at the next turn of its task.
         const PATIENCE: Duration = Duration::from_millis(100);
         Box::pin(async move {
-            let Some(host) = self.longest_idle(None) else {
-                return false;
-            };
-            let capacity = &self.shared.capacity;
-            let closed = capacity.changed.notified();
-            let open = capacity.open();
-            drop(host.give_up_idle());
-            if capacity.open() >= open {
-                let until = deadline(now(), PATIENCE);
-                let _ = timeout_at(until.into(), closed).await;
+            let closed = self.shared.capacity.changed.notified();
+            match self.give_up_idle(None) {
+                GaveUp::Nothing => return false,
+                GaveUp::Permit(_) => {}
+                GaveUp::Soon => {
+                    let until = deadline(now(), PATIENCE);
+                    let _ = timeout_at(until.into(), closed).await;
+                }
             }
             true
         })
@@ -281,6 +292,9 @@ impl Relief for Registry {
 impl MakeRoom for Registry {
     fn make_room(&self, for_whom: &Key) -> Option<Permit> {
         // At the limit only, so a look at every origin is affordable.
-        self.longest_idle(Some(for_whom))?.give_up_idle()
+        match self.give_up_idle(Some(for_whom)) {
+            GaveUp::Permit(permit) => Some(permit),
+            GaveUp::Soon | GaveUp::Nothing => None,
+        }
     }
 }

@@ -1,18 +1,22 @@
 //! What all origins of a pool share: limits, gauges, counters.
 
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicIsize, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
+use crate::close_reason::CloseReason;
 use crate::connection::{ConnectionId, Deps};
 use crate::error::{Error, ErrorKind};
 use crate::metrics::Counters;
+use crate::timing::Phase;
 
 use super::capacity::{Capacity, Permit};
 use super::key::Key;
+use super::lease::Tenure;
 use super::limits::Limits;
 use super::state::Rules;
+use super::term::Term;
 
 /// Who can close an idle connection of some other origin.
 pub(crate) trait MakeRoom: Send + Sync {
@@ -25,7 +29,9 @@ pub(crate) struct Shared {
     pub(crate) deps: Arc<Deps>,
     pub(crate) capacity: Arc<Capacity>,
     pub(crate) counters: Arc<Counters>,
-    pub(crate) idle: AtomicUsize,
+    /// Of HTTP/2 connections it is told by whoever takes the first stream and whoever gives the last one
+    /// back, in either order: for a moment it may be one too few, even below zero.
+    idle: AtomicIsize,
     pub(crate) waiting: AtomicUsize,
     pub(crate) upgraded: AtomicUsize,
     closed: AtomicBool,
@@ -47,7 +53,7 @@ impl Shared {
             limits,
             deps,
             counters: Counters::new(),
-            idle: AtomicUsize::new(0),
+            idle: AtomicIsize::new(0),
             waiting: AtomicUsize::new(0),
             upgraded: AtomicUsize::new(0),
             closed: AtomicBool::new(false),
@@ -71,9 +77,22 @@ impl Shared {
         !self.closed.swap(true, Ordering::SeqCst)
     }
 
+    /// Connections that are idle.
+    pub(crate) fn idle(&self) -> usize {
+        usize::try_from(self.idle.load(Ordering::SeqCst)).unwrap_or(0)
+    }
+
+    pub(crate) fn more_idle(&self) {
+        self.idle.fetch_add(1, Ordering::SeqCst);
+    }
+
+    pub(crate) fn less_idle(&self) {
+        self.idle.fetch_sub(1, Ordering::SeqCst);
+    }
+
     /// One more idle connection, if the limit allows.
     pub(crate) fn try_idle(&self) -> bool {
-        let max = self.limits.max_keepalive_connections;
+        let max = isize::try_from(self.limits.max_keepalive_connections).unwrap_or(isize::MAX);
         self.idle
             .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| {
                 (n < max).then_some(n + 1)
@@ -81,22 +100,40 @@ impl Shared {
             .is_ok()
     }
 
-    /// When a connection that is ready at `ready` takes no new requests.
-    pub(crate) fn retire_at(&self, ready: Instant) -> Option<Instant> {
+    /// One more request in line, if the limit allows.
+    pub(crate) fn try_wait(&self) -> bool {
+        let max = self.limits.max_waiting.unwrap_or(usize::MAX);
+        self.waiting
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| {
+                (n < max).then_some(n + 1)
+            })
+            .is_ok()
+    }
+
+    /// How long a connection serves that is ready at `ready`.
+    pub(crate) fn term(&self, ready: Instant) -> Term {
         // No randomness needed: what was opened together has neighbouring numbers.
         static SPREAD: AtomicUsize = AtomicUsize::new(0);
-        let lifetime = self.limits.max_lifetime?;
-        let step = (SPREAD.fetch_add(1, Ordering::Relaxed) % 11) as u32;
-        let spread = lifetime / 100 * step;
-        Some(crate::clock::deadline(
-            ready,
-            lifetime.saturating_sub(spread),
-        ))
+        let spread = (SPREAD.fetch_add(1, Ordering::Relaxed) % 11) as u32;
+        let Limits {
+            max_lifetime,
+            max_requests_per_connection,
+            ..
+        } = self.limits;
+        Term::new(ready, max_lifetime, spread, max_requests_per_connection)
     }
 }
 
 pub(crate) fn pool_closed() -> Error {
     Error::new(ErrorKind::PoolClosed, "the connection pool is shut down")
+}
+
+pub(crate) fn runtime_gone() -> Error {
+    Error::new(
+        ErrorKind::Connect,
+        "the runtime that the connection was to belong to is shut down",
+    )
+    .at(Phase::Queue)
 }
 
 /// A connection that exists, in whatever state.
@@ -105,6 +142,10 @@ pub(crate) struct Live {
     pub(crate) id: ConnectionId,
     pub(crate) info: crate::connection::ConnectionInfo,
     pub(crate) killer: Killer,
+    pub(crate) term: Term,
+    pub(crate) tenure: Arc<Tenure>,
+    /// Why it needs a successor, and when to try again to get one.
+    pub(crate) renewal: Option<(CloseReason, Option<Instant>)>,
 }
 
 /// Ends a connection with whatever it carries.

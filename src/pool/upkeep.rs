@@ -1,27 +1,34 @@
 //! Idle connections over time: expiry, making room, closing, shutting down.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::task::Context;
+use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
 use crate::clock::deadline;
 use crate::close_reason::CloseReason;
-use crate::connection::ConnectionInfo;
+use crate::connection::{ConnectionId, ConnectionInfo, ConnectionLimits};
+use crate::error::Error;
 use crate::sync::lock;
 
 use super::capacity::Permit;
-use super::host::{Denied, Host, Outcome, deliver};
-use super::lease::{H1Conn, Home};
+use super::host::{Denied, Host, Outcome};
+use super::lease::{H1Conn, H2Conn, Home};
 use super::maintenance::Tended;
-use super::shared::{REMEMBER_ORIGIN, pool_closed};
-use super::state::{Idle, Multiplexed, Waiter};
+use super::shared::{REMEMBER_ORIGIN, pool_closed, runtime_gone};
+use super::state::{Idle, Minimum, Multiplexed, Waiter};
+use super::term::{Standing, announced_idle};
+
+/// Peer addresses are compared with the DNS answers this often.
+const ADDRESS_CHECK: Duration = Duration::from_secs(60);
 
 impl Host {
     /// Closes the longest idle HTTP/1.1 connection and gives its permit away; an idle HTTP/2
     /// connection gives its permit back when its task has ended.
-    pub(crate) fn give_up_idle(self: &Arc<Self>) -> Option<Permit> {
+    pub(crate) fn give_up_idle(self: &Arc<Self>) -> GaveUp {
         let (oldest, shared) = {
             let mut books = lock(&self.books);
             let state = &mut books.state;
@@ -29,21 +36,22 @@ impl Host {
             (oldest, state.shared.clone())
         };
         if let Some(Idle { conn, .. }) = oldest {
-            self.shared.idle.fetch_sub(1, Ordering::SeqCst);
-            let H1Conn {
-                http1,
-                info,
-                permit,
-                ..
-            } = conn;
+            self.shared.less_idle();
+            let H1Conn { http1, seat, .. } = conn;
             http1.close();
-            self.forget(&info, CloseReason::MadeRoom, None);
-            return Some(permit);
+            return match seat.hand_over(CloseReason::MadeRoom) {
+                Some(permit) => GaveUp::Permit(permit),
+                None => GaveUp::Nothing,
+            };
         }
-        let _ = shared
+        if shared
             .iter()
-            .any(|conn| self.retire_idle(conn, CloseReason::MadeRoom));
-        None
+            .any(|conn| self.retire_idle(conn, CloseReason::MadeRoom))
+        {
+            GaveUp::Soon
+        } else {
+            GaveUp::Nothing
+        }
     }
 
     /// When its longest idle connection became so.
@@ -68,7 +76,7 @@ impl Host {
             (std::mem::take(&mut books.state.idle), shared)
         };
         for Idle { conn, .. } in idle {
-            self.shared.idle.fetch_sub(1, Ordering::SeqCst);
+            self.shared.less_idle();
             self.clone().close(conn, why);
         }
         for conn in &shared {
@@ -76,16 +84,21 @@ impl Host {
         }
     }
 
-    /// The pool is closed: nobody waits any longer, idle connections end, others when their
-    /// requests do.
+    /// The pool is closed, or the runtime is gone: nobody waits any longer, dials and idle connections
+    /// end, others when their requests do.
     pub(crate) fn shut_down(self: &Arc<Self>, why: CloseReason) {
         let (waiters, shared) = {
             let mut books = lock(&self.books);
             let shared: Vec<_> = books.state.multiplexed().cloned().collect();
             (books.state.all_waiters(), shared)
         };
-        self.count_waiting(-(waiters.len() as isize));
-        let error = pool_closed().with_origin(self.plan.origin_text.clone());
+        self.left_line(waiters.len());
+        let error: Error = if why == CloseReason::RuntimeGone {
+            runtime_gone()
+        } else {
+            pool_closed()
+        };
+        let error = error.with_origin(self.plan.origin_text.clone());
         let denied = |waiter: Waiter<oneshot::Sender<Outcome>>| {
             let error = error.clone();
             (
@@ -97,7 +110,8 @@ impl Host {
                 }),
             )
         };
-        deliver(waiters.into_iter().map(denied).collect());
+        self.hand_out(waiters.into_iter().map(denied).collect());
+        self.abort_dials();
         self.close_idle(why);
         for conn in &shared {
             self.retire(conn, why);
@@ -115,89 +129,193 @@ impl Host {
         }
     }
 
-    pub(crate) fn connections(&self) -> Vec<ConnectionInfo> {
-        lock(&self.books)
-            .live
-            .iter()
-            .map(|live| live.info.clone())
-            .collect()
+    pub(crate) fn is_live(&self, id: ConnectionId) -> bool {
+        lock(&self.books).live.iter().any(|live| live.id == id)
+    }
+
+    /// How many exist.
+    pub(crate) fn live(&self) -> usize {
+        lock(&self.books).live.len()
+    }
+
+    /// Every connection, with the limits under which it is now.
+    pub(crate) fn connections(&self, at: Instant) -> Vec<ConnectionInfo> {
+        let books = lock(&self.books);
+        let habits = &books.state.habits;
+        let limits = &self.shared.limits;
+        let of = |live: &super::shared::Live| {
+            let most = if live.info.protocol() == http::Version::HTTP_2 {
+                limits.http2_keepalive_expiry
+            } else {
+                limits.keepalive_expiry
+            };
+            let said = *lock(&live.tenure.announced);
+            let idle = habits.idle_expiry(most, at);
+            let max_requests = live.term.max_requests();
+            live.info.set_limits(ConnectionLimits {
+                idle_expiry: idle.min(said.timeout.map_or(most, announced_idle)),
+                max_requests: max_requests.into_iter().chain(said.last_request).min(),
+                retire_at: live.term.retire_at(),
+                learned_idle: habits.idle_limit(at),
+                learned_requests: habits.request_limit(at),
+            });
+            live.info.clone()
+        };
+        books.live.iter().map(of).collect()
     }
 
     /// Takes it off the books if nothing but memories is left since `before`.
     pub(crate) fn remove_if_unused(&self, before: Instant) -> bool {
         let books = lock(&self.books);
-        let unused = books.state.is_unused() && books.state.last_used <= before;
+        let unused = books.state.is_unused()
+            && books.state.last_used <= before
+            && books.minimum() == Minimum::default();
         if unused {
             self.removed.store(true, Ordering::Release);
         }
         unused
     }
+
+    /// Nobody finds it any more, whatever it still holds.
+    pub(crate) fn remove(&self) {
+        let _books = lock(&self.books);
+        self.removed.store(true, Ordering::Release);
+    }
+
+    /// Compares peer addresses with the DNS answers, if it is time to. Says when it is next.
+    fn check_addresses(self: &Arc<Self>, at: Instant) -> Instant {
+        let due = {
+            let mut books = lock(&self.books);
+            let due = deadline(books.addresses_checked, ADDRESS_CHECK);
+            if at < due {
+                return due;
+            }
+            books.addresses_checked = at;
+            deadline(at, ADDRESS_CHECK)
+        };
+        self.leave_old_addresses(at);
+        due
+    }
+
+    fn expire_shared(self: &Arc<Self>, shared: &[Arc<H2Conn>], at: Instant) -> Option<Instant> {
+        let minimum = lock(&self.books).minimum();
+        let mut left = shared.len();
+        let mut next: Option<Instant> = None;
+        let mut due = |when: Instant| next = Some(next.map_or(when, |next| next.min(when)));
+        let expiry = self.shared_expiry(at);
+        for conn in shared {
+            if let Some(retire) = conn.term.retire_at() {
+                if retire <= at {
+                    self.retire(conn, CloseReason::Lifetime);
+                    left -= 1;
+                    continue;
+                }
+                due(retire);
+            }
+            if conn.in_use() == 0 && left > minimum.shared {
+                let expires = deadline(conn.idle_since(), expiry);
+                if expires > at {
+                    due(expires);
+                } else if self.retire_idle(conn, CloseReason::IdleExpired) {
+                    left -= 1;
+                }
+            }
+        }
+        next
+    }
+}
+
+/// What became of the wish for a place.
+pub(crate) enum GaveUp {
+    Permit(Permit),
+    /// A permit comes free when a connection has closed.
+    Soon,
+    Nothing,
 }
 
 impl Tended for Host {
     fn sweep(self: Arc<Self>) {
-        let woken: Vec<H1Conn> = {
+        let woken: Vec<Idle<H1Conn>> = {
             let mut books = lock(&self.books);
             let idle = std::mem::take(&mut books.state.idle);
             let (woken, quiet): (Vec<_>, Vec<_>) =
                 idle.into_iter().partition(|idle| idle.conn.wake.is_woken());
             books.state.idle = quiet;
-            woken.into_iter().map(|idle| idle.conn).collect()
+            woken
         };
-        for conn in woken {
-            self.shared.idle.fetch_sub(1, Ordering::SeqCst);
-            // Looks at it, and keeps it if it was only a ticket or the like.
-            self.clone().check_in(conn);
+        let at = crate::clock::now();
+        let mut closed = Vec::new();
+        let mut ages = Vec::new();
+        for Idle {
+            mut conn, since, ..
+        } in woken
+        {
+            self.shared.less_idle();
+            conn.wake.reset();
+            let waker = conn.wake.waker();
+            // A transport of the user's own must not take the other connections with it.
+            let looked = catch_unwind(AssertUnwindSafe(|| {
+                let quiet = conn.http1.poll_quiet(&mut Context::from_waker(&waker));
+                conn.http1.release_buffers();
+                quiet
+            }));
+            match looked {
+                // It was only a ticket or the like.
+                Ok(Ok(())) => self.settle_in(conn, since),
+                Ok(Err(why)) => {
+                    if why == CloseReason::PeerClosedIdle {
+                        ages.push(at.saturating_duration_since(since));
+                    }
+                    closed.push((conn, why));
+                }
+                Err(_) => closed.push((conn, CloseReason::Failed)),
+            }
+        }
+        if !ages.is_empty() {
+            self.peer_closed_idle(&ages);
+        }
+        for (conn, why) in closed {
+            self.clone().close(conn, why);
         }
     }
 
     fn expire(self: Arc<Self>, at: Instant) -> Option<Instant> {
-        let limits = &self.shared.limits;
-        let mut next: Option<Instant> = None;
-        let mut due = |when: Instant| next = Some(next.map_or(when, |next| next.min(when)));
-        let mut overdue = Vec::new();
-        let shared = {
+        let (overdue, mut next, shared, is_unused, waits) = {
             let mut books = lock(&self.books);
+            let minimum = books.minimum();
             let state = &mut books.state;
-            for idle in std::mem::take(&mut state.idle) {
-                match self.overdue(&idle.conn, idle.since, at) {
-                    Some(why) => overdue.push((idle.conn, why)),
-                    None => {
-                        let expires = deadline(idle.since, limits.keepalive_expiry);
-                        due(idle
-                            .conn
-                            .retire_at
-                            .map_or(expires, |retire| retire.min(expires)));
-                        state.idle.push(idle);
-                    }
-                }
-            }
-            if state.is_unused() && overdue.is_empty() {
-                due(deadline(state.last_used, REMEMBER_ORIGIN));
-            }
-            state.multiplexed().cloned().collect::<Vec<_>>()
+            let is_over = |conn: &H1Conn| match conn.term.standing(conn.info.requests(), at) {
+                Standing::Over(why) => Some(why),
+                Standing::Serves | Standing::Renew(_) => None,
+            };
+            let (overdue, next) = state.expire_idle(minimum, at, is_over);
+            let next = if state.is_unused() && overdue.is_empty() {
+                let forgotten = deadline(state.last_used, REMEMBER_ORIGIN);
+                Some(next.map_or(forgotten, |next| next.min(forgotten)))
+            } else {
+                next
+            };
+            let shared: Vec<_> = state.multiplexed().cloned().collect();
+            let is_empty = state.is_unused();
+            let waits = state.spare_after.filter(|_| !state.line.is_empty());
+            (overdue, next, shared, is_empty, waits)
         };
-        for (conn, why) in overdue {
-            self.shared.idle.fetch_sub(1, Ordering::SeqCst);
-            self.clone().close(conn, why);
+        for (idle, why) in overdue {
+            self.shared.less_idle();
+            self.clone().close(idle.conn, why);
         }
-        for conn in &shared {
-            if conn.retire_at.is_some_and(|retire| retire <= at) {
-                self.retire(conn, CloseReason::Lifetime);
-                continue;
-            }
-            if let Some(retire) = conn.retire_at {
-                due(retire);
-            }
-            if conn.in_use() == 0 {
-                let expires = deadline(conn.idle_since(), limits.http2_keepalive_expiry);
-                if expires > at {
-                    due(expires);
-                } else {
-                    self.retire_idle(conn, CloseReason::IdleExpired);
-                }
-            }
+        let mut due = |when: Option<Instant>| next = next.into_iter().chain(when).min();
+        due(self.expire_shared(&shared, at));
+        due(self.renew_due(at));
+        match waits {
+            Some(after) if after > at => due(Some(after)),
+            Some(_) => self.drive(),
+            None => {}
         }
+        if !is_unused && self.name_use.is_some() {
+            due(Some(self.check_addresses(at)));
+        }
+        self.keep_up();
         next
     }
 }

@@ -6,7 +6,8 @@ use http::Version;
 use tokio::sync::oneshot;
 
 use crate::connection::ConnectionInfo;
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
+use crate::timing::Phase;
 
 use super::host::Host;
 use super::lease::H2Conn;
@@ -72,7 +73,28 @@ pub(crate) async fn warm(host: &Arc<Host>, n: usize) -> WarmReport {
     for conn in host.warmth().1 {
         settle(&conn).await;
     }
+    report.check(host);
     report
+}
+
+impl WarmReport {
+    /// What the pool could not keep is not ready.
+    fn check(&mut self, host: &Host) {
+        let opened = self.connections.len();
+        self.connections
+            .retain(|conn| host.is_live(conn.connection.id()));
+        let lost = opened - self.connections.len();
+        if lost > 0 && self.error.is_none() {
+            self.error = Some(
+                Error::new(
+                    ErrorKind::Limit,
+                    format!("{lost} connection(s) could not be kept: max_keepalive_connections"),
+                )
+                .at(Phase::Queue)
+                .with_origin(host.plan.origin_text.clone()),
+            );
+        }
+    }
 }
 
 fn ready(connection: ConnectionInfo) -> WarmConnection {
@@ -86,7 +108,7 @@ async fn open(host: &Arc<Host>, n: usize, report: &mut WarmReport) {
     let mut dials = Vec::new();
     for _ in 0..n {
         let (sender, receiver) = oneshot::channel();
-        match host.dial_for(sender) {
+        match host.order(sender) {
             Ok(()) => dials.push(receiver),
             Err(error) => {
                 report.error = Some(error);

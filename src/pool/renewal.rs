@@ -1,0 +1,216 @@
+//! Connections before they are needed: the successor of one at the end of its term, and what clients want
+//! kept warm.
+//!
+//! A connection at the end of its term goes on taking requests until its successor is ready
+//! (HTTP/2: until the peer's SETTINGS have come), so that no request waits for a change of connections.
+//! One that has never served a request gets no successor: nobody would miss it.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use crate::clock::{deadline, now};
+use crate::close_reason::CloseReason;
+use crate::connection::ConnectionId;
+use crate::sync::lock;
+
+use super::host::{Asked, Books, Host};
+use super::lease::{H2Conn, Home, Lease, Tenure};
+use super::shared::Live;
+use super::state::{Minimum, Purpose};
+use super::term::Standing;
+
+/// A successor that could not be had is tried again after that.
+const RENEW_PAUSE: Duration = Duration::from_secs(1);
+/// Minimums are filled up no more often.
+const MINIMUM_PAUSE: Duration = Duration::from_secs(1);
+
+impl Host {
+    /// A request was given a connection: it may have been the last, or the one at which a successor is
+    /// due.
+    pub(super) fn gave(self: &Arc<Self>, lease: &Lease) {
+        let Lease::H2(lease) = lease else { return };
+        let conn = lease.conn();
+        if conn.given() >= conn.term.renew_after() {
+            self.near_its_end(conn);
+        }
+    }
+
+    #[cold]
+    fn near_its_end(self: &Arc<Self>, conn: &Arc<H2Conn>) {
+        match conn.term.standing(conn.given(), now()) {
+            Standing::Serves => {}
+            Standing::Renew(why) => self.renew(conn.info.id(), &conn.tenure, why),
+            Standing::Over(why) => {
+                self.renew(conn.info.id(), &conn.tenure, why);
+                self.retire(conn, why);
+            }
+        }
+    }
+
+    /// Sees to a successor, once.
+    pub(super) fn renew(self: &Arc<Self>, id: ConnectionId, tenure: &Tenure, why: CloseReason) {
+        if !tenure.is_renewing.swap(true, Ordering::SeqCst) {
+            self.dial_successor(id, why);
+        }
+    }
+
+    fn dial_successor(self: &Arc<Self>, id: ConnectionId, why: CloseReason) {
+        {
+            let mut books = lock(&self.books);
+            let Some(live) = find(&mut books, id.as_u64()) else {
+                return;
+            };
+            live.renewal = Some((why, None));
+        }
+        let purpose = Purpose::Successor(id.as_u64());
+        let unused = match self.shared.capacity.try_reserve() {
+            Some(permit) => self.start_dial(permit, purpose, Asked::default()),
+            None => return self.successor_failed(id.as_u64()),
+        };
+        if let Some(permit) = unused {
+            drop(permit);
+            self.successor_failed(id.as_u64());
+        }
+    }
+
+    /// The successor of a connection is not to be had now.
+    pub(super) fn successor_failed(&self, old: u64) {
+        let again = deadline(now(), RENEW_PAUSE);
+        let mut books = lock(&self.books);
+        if let Some(live) = find(&mut books, old)
+            && live.tenure.over.get().is_none()
+            && let Some((_, retry)) = &mut live.renewal
+        {
+            *retry = Some(again);
+            drop(books);
+            self.janitor.due_at(again);
+        }
+    }
+
+    /// The successor of a connection is ready: the old one takes no more requests.
+    pub(super) fn succeeded(self: &Arc<Self>, old: u64) {
+        let (why, shared, idle) = {
+            let mut books = lock(&self.books);
+            let Some(live) = find(&mut books, old) else {
+                return;
+            };
+            let why = live.renewal.map_or(CloseReason::Lifetime, |(why, _)| why);
+            let _ = live.tenure.over.set(why);
+            let state = &mut books.state;
+            let shared = state.multiplexed().find(|c| c.info.id().as_u64() == old);
+            let shared = shared.cloned();
+            let is_it = |idle: &super::state::Idle<super::lease::H1Conn>| {
+                idle.conn.info.id().as_u64() == old
+            };
+            let at = state.idle.iter().position(is_it);
+            let idle = at.map(|at| state.idle.remove(at));
+            (why, shared, idle)
+        };
+        if let Some(conn) = shared {
+            self.retire(&conn, why);
+        }
+        if let Some(idle) = idle {
+            self.shared.less_idle();
+            self.clone().close(idle.conn, why);
+        }
+    }
+
+    /// Renews what is at the end of its time, and tries again what failed. Says when to look again.
+    pub(super) fn renew_due(self: &Arc<Self>, at: Instant) -> Option<Instant> {
+        let mut due = Vec::new();
+        let mut next: Option<Instant> = None;
+        {
+            let mut books = lock(&self.books);
+            for live in &mut books.live {
+                let mut look = |when: Option<Instant>| next = next.into_iter().chain(when).min();
+                look(live.term.next_change(at));
+                if live.tenure.over.get().is_some() || live.info.requests() == 0 {
+                    continue;
+                }
+                match live.renewal {
+                    None => {
+                        if let Standing::Renew(why) | Standing::Over(why) =
+                            live.term.standing(live.info.requests(), at)
+                        {
+                            due.push((live.id, why, live.tenure.clone()));
+                        }
+                    }
+                    Some((why, Some(retry))) if retry <= at => {
+                        live.renewal = Some((why, None));
+                        live.tenure.is_renewing.store(false, Ordering::SeqCst);
+                        due.push((live.id, why, live.tenure.clone()));
+                    }
+                    Some((_, retry)) => look(retry),
+                }
+            }
+        }
+        for (id, why, tenure) in due {
+            self.renew(id, &tenure, why);
+        }
+        next
+    }
+
+    /// Ends, in favour of successors, the connections to addresses that are in no DNS answer any more.
+    pub(super) fn leave_old_addresses(self: &Arc<Self>, at: Instant) {
+        let (host, _) = self.plan.target();
+        let gone: Vec<_> = {
+            let books = lock(&self.books);
+            let lives = books.live.iter().filter(|live| live.renewal.is_none());
+            lives
+                .filter_map(|live| Some((live.id, live.info.remote_ip()?, live.tenure.clone())))
+                .collect()
+        };
+        for (id, ip, tenure) in gone {
+            if self.shared.deps.dns.has_left(host, ip, at) {
+                self.renew(id, &tenure, CloseReason::AddressGone);
+            }
+        }
+    }
+
+    /// Keeps so many connections warm from now on, for as long as `minimum` exists.
+    pub(crate) fn keep_warm(self: &Arc<Self>, minimum: &Arc<Minimum>) {
+        {
+            let mut books = lock(&self.books);
+            books.minimums.retain(|known| known.strong_count() > 0);
+            let is_it = |known: &Weak<Minimum>| std::ptr::eq(known.as_ptr(), Arc::as_ptr(minimum));
+            if !books.minimums.iter().any(is_it) {
+                books.minimums.push(Arc::downgrade(minimum));
+            }
+        }
+        self.keeps_warm.store(true, Ordering::SeqCst);
+        self.keep_up();
+    }
+
+    /// Dials what is missing of the minimum.
+    pub(super) fn keep_up(self: &Arc<Self>) {
+        if !self.keeps_warm.load(Ordering::Relaxed) || self.shared.is_closed() {
+            return;
+        }
+        let at = now();
+        let (wanted, again) = {
+            let mut books = lock(&self.books);
+            let minimum = books.minimum();
+            let rules = self.shared.rules();
+            let state = &mut books.state;
+            let wanted = state.minimum_wanted(minimum, rules, MINIMUM_PAUSE, at);
+            let again = state
+                .minimum_after
+                .filter(|_| minimum != Minimum::default());
+            (wanted, again)
+        };
+        for _ in 0..wanted {
+            let Some(permit) = self.shared.capacity.try_reserve() else {
+                break;
+            };
+            drop(self.start_dial(permit, Purpose::Minimum, Asked::default()));
+        }
+        if let Some(again) = again.filter(|again| *again > at) {
+            self.janitor.due_at(again);
+        }
+    }
+}
+
+fn find(books: &mut Books, id: u64) -> Option<&mut Live> {
+    books.live.iter_mut().find(|live| live.id.as_u64() == id)
+}
