@@ -10,7 +10,7 @@ use crate::io::PeerAddr;
 use crate::proxy::Proxy;
 use crate::sync::lock;
 use crate::tcp::{SocketWatch, TcpInfo};
-use crate::timing::ConnectionTrace;
+use crate::timing::{Attempt, AttemptOutcome, ConnectionTrace};
 
 use super::early::Early;
 use super::plan::{FirstHop, Plan};
@@ -201,12 +201,11 @@ impl ConnectionInfo {
         *lock(&self.facts.limits) = Some(limits);
     }
 
-    /// The IP address of the transport's other end.
-    pub(crate) fn remote_ip(&self) -> Option<IpAddr> {
-        match self.remote_addr()? {
-            PeerAddr::Ip(addr) => Some(addr.ip()),
-            PeerAddr::Unix(_) => None,
-        }
+    /// The address that was dialled, whoever opened the transport.
+    pub(crate) fn dialled_ip(&self) -> Option<IpAddr> {
+        let attempts = &self.trace().attempts;
+        let won = |attempt: &&Attempt| attempt.outcome == Some(AttemptOutcome::Won);
+        attempts.iter().find(won).map(|attempt| attempt.addr.ip())
     }
 
     /// Counts a request; returns how many it was given before.

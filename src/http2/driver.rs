@@ -217,6 +217,8 @@ pub(crate) struct Doubter(Weak<Shared>);
 impl Doubter {
     pub(crate) fn doubt(&self) {
         if let Some(shared) = self.0.upgrade() {
+            // At once: the next request must not follow before the task has had its turn.
+            shared.slots.suspect();
             shared.doubted.store(true, Ordering::Release);
             shared.wake.notify_one();
         }
@@ -304,7 +306,7 @@ impl<S: Carrier> Driver<S> {
                 killed.set(shared.wake.notified());
             }
             // Before h2 is polled, so that a PING leaves in one write with the request that it is for.
-            pulse.ask(&shared);
+            pulse.ask(&shared, watch);
             let polled = Pin::new(&mut self.connection).poll(cx);
             self.tell(&mut seen, watch);
             if let Poll::Ready(result) = polled {
@@ -401,7 +403,7 @@ impl Pulse {
     }
 
     /// Queues a PING if it is time for one.
-    fn ask(&mut self, shared: &Shared) {
+    fn ask(&mut self, shared: &Shared, watch: &impl Watch) {
         let is_doubted =
             shared.doubted.load(Ordering::Relaxed) && shared.doubted.swap(false, Ordering::AcqRel);
         let heard = shared.tap.heard();
@@ -420,6 +422,10 @@ impl Pulse {
             self.health.pinged(sight.now);
             shared.slots.suspect();
             self.alarm_at = None;
+        } else if is_doubted {
+            // It has been asked often enough.
+            shared.slots.trust();
+            watch.trusted();
         }
     }
 

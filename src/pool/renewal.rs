@@ -158,7 +158,7 @@ impl Host {
             let books = lock(&self.books);
             let lives = books.live.iter().filter(|live| live.renewal.is_none());
             lives
-                .filter_map(|live| Some((live.id, live.info.remote_ip()?, live.tenure.clone())))
+                .filter_map(|live| Some((live.id, live.info.dialled_ip()?, live.tenure.clone())))
                 .collect()
         };
         for (id, ip, tenure) in gone {

@@ -115,6 +115,12 @@ pub struct H1Conn {
 }
 
 impl H1Conn {
+    /// One end of a connection that somebody else made.
+    pub(super) fn new(io: PeerIo) -> Self {
+        let heads = Arc::new(watch::Sender::new(Vec::new()));
+        Self { io, heads }
+    }
+
     /// The next request head with its blank line; what there was (often nothing) if the client ends before.
     pub async fn read_head(&mut self) -> String {
         let head = self.io.read_until(b"\r\n\r\n").await;

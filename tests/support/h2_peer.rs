@@ -142,12 +142,7 @@ impl H2Peer {
         F: Future<Output = ()> + Send + 'static,
     {
         let listening = Listening::start(addr, tls, move |io, index| {
-            let conn = H2Conn {
-                io,
-                corked: None,
-                has_auto_ping: true,
-            };
-            script(conn, index)
+            script(H2Conn::new(io), index)
         });
         Self { listening }
     }
@@ -183,6 +178,15 @@ pub struct H2Conn {
 }
 
 impl H2Conn {
+    /// One end of a connection that somebody else made.
+    pub(super) fn new(io: PeerIo) -> Self {
+        Self {
+            io,
+            corked: None,
+            has_auto_ping: true,
+        }
+    }
+
     /// Reads the client's preface and SETTINGS, then sends these settings and the acknowledgement in one write. Returns
     /// the client's SETTINGS; none if it spoke no HTTP/2.
     pub async fn handshake(&mut self, settings: &[(u16, u32)]) -> Option<Frame> {

@@ -11,6 +11,7 @@
 //! | [`stall`] | peers that never get as far as HTTP |
 //! | [`raw_dns`] | a name server that answers with whatever bytes a test makes |
 //! | [`proxy`] | a proxy: CONNECT, absolute-form, SOCKS5, with TLS or without |
+//! | [`sim`] | a network of memory under a paused clock, with scripted HTTP/1 and HTTP/2 peers |
 //! | [`gate`] | what holds an answer back until the test says so |
 //! | [`port`], [`peer_io`] | what the peers have in common |
 //!
@@ -30,4 +31,5 @@ pub mod port;
 pub mod proxy;
 pub mod raw_dns;
 pub mod server;
+pub mod sim;
 pub mod stall;

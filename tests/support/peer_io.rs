@@ -10,7 +10,7 @@ use std::task::{Context, Poll};
 
 use bytes::{Bytes, BytesMut};
 use rustls::ServerConfig;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
@@ -30,9 +30,19 @@ pub struct PeerIo {
 enum Stream {
     Plain(TcpStream),
     Tls(TlsStream<TcpStream>),
+    Memory(DuplexStream),
 }
 
 impl PeerIo {
+    /// The peer's end of a pipe of memory.
+    pub fn memory(pipe: DuplexStream) -> Self {
+        Self {
+            stream: Stream::Memory(pipe),
+            unread: BytesMut::new(),
+            is_eof: false,
+        }
+    }
+
     async fn accept(tcp: TcpStream, tls: Option<&TlsAcceptor>) -> io::Result<Self> {
         tcp.set_nodelay(true)?;
         let stream = match tls {
@@ -112,7 +122,9 @@ impl PeerIo {
     /// that the kernel does not turn the FIN into a RST.
     pub async fn close(mut self) {
         self.fin().await;
-        self.drain();
+        if !matches!(self.stream, Stream::Memory(_)) {
+            self.drain();
+        }
     }
 
     /// The same without close_notify.
@@ -123,7 +135,7 @@ impl PeerIo {
 
     pub fn alpn(&self) -> Option<&[u8]> {
         match &self.stream {
-            Stream::Plain(_) => None,
+            Stream::Plain(_) | Stream::Memory(_) => None,
             Stream::Tls(tls) => tls.get_ref().1.alpn_protocol(),
         }
     }
@@ -153,6 +165,7 @@ impl Stream {
         match self {
             Self::Plain(tcp) => tcp,
             Self::Tls(tls) => tls.get_ref().0,
+            Self::Memory(_) => panic!("a pipe of memory is no socket"),
         }
     }
 
@@ -160,6 +173,7 @@ impl Stream {
         match self {
             Self::Plain(tcp) => tcp,
             Self::Tls(tls) => tls.get_mut().0,
+            Self::Memory(_) => panic!("a pipe of memory is no socket"),
         }
     }
 }
@@ -173,6 +187,7 @@ impl AsyncRead for Stream {
         match self.get_mut() {
             Self::Plain(tcp) => Pin::new(tcp).poll_read(cx, buf),
             Self::Tls(tls) => Pin::new(tls).poll_read(cx, buf),
+            Self::Memory(pipe) => Pin::new(pipe).poll_read(cx, buf),
         }
     }
 }
@@ -186,6 +201,7 @@ impl AsyncWrite for Stream {
         match self.get_mut() {
             Self::Plain(tcp) => Pin::new(tcp).poll_write(cx, buf),
             Self::Tls(tls) => Pin::new(tls).poll_write(cx, buf),
+            Self::Memory(pipe) => Pin::new(pipe).poll_write(cx, buf),
         }
     }
 
@@ -193,6 +209,7 @@ impl AsyncWrite for Stream {
         match self.get_mut() {
             Self::Plain(tcp) => Pin::new(tcp).poll_flush(cx),
             Self::Tls(tls) => Pin::new(tls).poll_flush(cx),
+            Self::Memory(pipe) => Pin::new(pipe).poll_flush(cx),
         }
     }
 
@@ -200,6 +217,7 @@ impl AsyncWrite for Stream {
         match self.get_mut() {
             Self::Plain(tcp) => Pin::new(tcp).poll_shutdown(cx),
             Self::Tls(tls) => Pin::new(tls).poll_shutdown(cx),
+            Self::Memory(pipe) => Pin::new(pipe).poll_shutdown(cx),
         }
     }
 }

@@ -1,0 +1,194 @@
+//! A network of memory: the pool dials through it and every connection runs a script, all on one runtime with a paused
+//! clock. Time then passes only where nobody has anything to do, so that hours of policy take milliseconds and every
+//! instant is exact.
+
+use std::future::Future;
+use std::io;
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use firstbyte::io::{BoxFuture, Dial, DialTarget, Transport};
+use firstbyte::{Client, ConnectionPool, ConnectionPoolBuilder, Protocols};
+use tokio::io::DuplexStream;
+use tokio::time::sleep;
+
+use super::h1_peer::H1Conn;
+use super::h2_peer::H2Conn;
+use super::peer_io::PeerIo;
+
+const PIPE: usize = 64 * 1024;
+
+/// The name of the simulated origin.
+pub const HOST: &str = "sim.test";
+
+type Script = Arc<dyn Fn(DuplexStream, usize) -> BoxFuture<'static, ()> + Send + Sync>;
+
+/// The network. Cheap to clone; all clones are the same.
+#[derive(Clone)]
+pub struct Sim(Arc<Inner>);
+
+struct Inner {
+    script: Script,
+    dial_takes: AtomicU64,
+    failing: AtomicUsize,
+    dials: AtomicUsize,
+    addrs: Mutex<Vec<IpAddr>>,
+    live: Arc<AtomicUsize>,
+}
+
+impl Sim {
+    /// Peers that speak HTTP/1. The script gets the index of the connection.
+    pub fn http1<F>(script: impl Fn(H1Conn, usize) -> F + Send + Sync + 'static) -> Self
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        Self::new(Arc::new(move |pipe, index| {
+            Box::pin(script(H1Conn::new(PeerIo::memory(pipe)), index))
+        }))
+    }
+
+    /// Peers that speak HTTP/2 at once.
+    pub fn http2<F>(script: impl Fn(H2Conn, usize) -> F + Send + Sync + 'static) -> Self
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        Self::new(Arc::new(move |pipe, index| {
+            Box::pin(script(H2Conn::new(PeerIo::memory(pipe)), index))
+        }))
+    }
+
+    fn new(script: Script) -> Self {
+        Self(Arc::new(Inner {
+            script,
+            dial_takes: AtomicU64::new(0),
+            failing: AtomicUsize::new(0),
+            dials: AtomicUsize::new(0),
+            addrs: Mutex::default(),
+            live: Arc::default(),
+        }))
+    }
+
+    /// From now on a dial takes so long.
+    pub fn dial_takes(&self, time: Duration) {
+        let millis = u64::try_from(time.as_millis()).expect("a sensible time");
+        self.0.dial_takes.store(millis, Ordering::SeqCst);
+    }
+
+    /// The next so many dials are refused.
+    pub fn refuse(&self, dials: usize) {
+        self.0.failing.store(dials, Ordering::SeqCst);
+    }
+
+    /// Dials so far, refused ones included.
+    pub fn dials(&self) -> usize {
+        self.0.dials.load(Ordering::SeqCst)
+    }
+
+    /// The addresses that were dialled, in their order.
+    pub fn addrs(&self) -> Vec<IpAddr> {
+        self.0.addrs.lock().unwrap().clone()
+    }
+
+    /// Client ends of connections that are open.
+    pub fn live(&self) -> usize {
+        self.0.live.load(Ordering::SeqCst)
+    }
+
+    /// A pool on this network.
+    pub fn pool(
+        &self,
+        configure: impl FnOnce(ConnectionPoolBuilder) -> ConnectionPoolBuilder,
+    ) -> ConnectionPool {
+        let builder = ConnectionPool::builder()
+            .dialer(self.clone())
+            .resolve_to(HOST, [IpAddr::from([127, 0, 0, 1])]);
+        configure(builder).build().expect("valid options")
+    }
+}
+
+/// A client of the simulated origin.
+pub fn client(pool: &ConnectionPool, protocols: Protocols) -> Client {
+    pool.client_builder(format!("http://{HOST}"))
+        .protocols(protocols)
+        .build()
+        .expect("a valid client")
+}
+
+impl Dial for Sim {
+    fn dial(&self, target: DialTarget) -> BoxFuture<'static, io::Result<Transport>> {
+        let inner = self.0.clone();
+        Box::pin(async move {
+            let index = inner.dials.fetch_add(1, Ordering::SeqCst);
+            inner.addrs.lock().unwrap().push(target.addr.ip());
+            let takes = inner.dial_takes.load(Ordering::SeqCst);
+            if takes > 0 {
+                sleep(Duration::from_millis(takes)).await;
+            }
+            let fails = |left: usize| left.checked_sub(1);
+            let order = Ordering::SeqCst;
+            if inner.failing.fetch_update(order, order, fails).is_ok() {
+                return Err(io::ErrorKind::ConnectionRefused.into());
+            }
+            let (ours, theirs) = tokio::io::duplex(PIPE);
+            tokio::spawn((inner.script)(theirs, index));
+            Ok(Transport::custom(counted::Counted::new(ours, &inner.live)))
+        })
+    }
+}
+
+mod counted {
+    //! A pipe that is counted while it lives.
+
+    use std::io;
+    use std::pin::Pin;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::task::{Context, Poll};
+
+    use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
+
+    pub struct Counted(DuplexStream, Arc<AtomicUsize>);
+
+    impl Counted {
+        pub fn new(pipe: DuplexStream, live: &Arc<AtomicUsize>) -> Self {
+            live.fetch_add(1, Ordering::SeqCst);
+            Self(pipe, Arc::clone(live))
+        }
+    }
+
+    impl Drop for Counted {
+        fn drop(&mut self) {
+            self.1.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+
+    impl AsyncRead for Counted {
+        fn poll_read(
+            mut self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+            buf: &mut ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
+            Pin::new(&mut self.0).poll_read(cx, buf)
+        }
+    }
+
+    impl AsyncWrite for Counted {
+        fn poll_write(
+            mut self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+            buf: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            Pin::new(&mut self.0).poll_write(cx, buf)
+        }
+
+        fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Pin::new(&mut self.0).poll_flush(cx)
+        }
+
+        fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Pin::new(&mut self.0).poll_shutdown(cx)
+        }
+    }
+}
