@@ -179,7 +179,8 @@ async fn while_the_answer_is_out_nobody_gets_a_stream_and_in_time_nobody_dials()
 }
 
 #[tokio::test(start_paused = true)]
-async fn late_answer_starts_a_spare_dial_that_serves_those_who_wait_and_the_connection_is_trusted_again() {
+async fn late_answer_starts_a_spare_dial_that_serves_those_who_wait_and_the_connection_is_trusted_again()
+ {
     let stage = stage();
     get(&stage.client).await;
     stage.manner.pong_takes.store(900, Ordering::SeqCst);
@@ -197,7 +198,11 @@ async fn late_answer_starts_a_spare_dial_that_serves_those_who_wait_and_the_conn
     assert_eq!(stage.log.of(1, "HEADERS"), [20_100]);
     first.await.unwrap();
     sleep(millis(2_000)).await;
-    assert_eq!((stage.sim.dials(), stage.sim.live()), (2, 2), "it had only been slow");
+    assert_eq!(
+        (stage.sim.dials(), stage.sim.live()),
+        (2, 2),
+        "it had only been slow"
+    );
     stage.manner.pong_takes.store(0, Ordering::SeqCst);
     stage.manner.holds.store(true, Ordering::SeqCst);
     let two = (0..2).map(|_| {
@@ -206,7 +211,11 @@ async fn late_answer_starts_a_spare_dial_that_serves_those_who_wait_and_the_conn
     });
     let two: Vec<_> = two.collect();
     sleep(millis(100)).await;
-    assert_eq!(stage.log.of(0, "HEADERS").len(), 3, "it takes its share again");
+    assert_eq!(
+        stage.log.of(0, "HEADERS").len(),
+        3,
+        "it takes its share again"
+    );
     two.iter().for_each(tokio::task::JoinHandle::abort);
 }
 
@@ -230,7 +239,10 @@ async fn blackholed_peer_under_load_is_given_up_and_everything_after_the_deadlin
     }
     let mut failed = Vec::new();
     for request in requests {
-        let (began, result) = timeout(millis(600_000), request).await.expect("hangs").unwrap();
+        let (began, result) = timeout(millis(600_000), request)
+            .await
+            .expect("hangs")
+            .unwrap();
         if let Err(error) = result {
             // On the wire, answer unknown: told so, and never sent twice.
             assert_eq!(error.kind(), ErrorKind::ConnectionLost, "{error}");
@@ -239,8 +251,15 @@ async fn blackholed_peer_under_load_is_given_up_and_everything_after_the_deadlin
         }
     }
     // Silence is noticed after 10 s; from the PING on the connection gets nothing.
-    assert!(failed.len() >= 100 && failed.len() <= 101, "{}", failed.len());
-    assert!(failed.iter().all(|began| *began <= millis(10_000)), "{failed:?}");
+    assert!(
+        failed.len() >= 100 && failed.len() <= 101,
+        "{}",
+        failed.len()
+    );
+    assert!(
+        failed.iter().all(|began| *began <= millis(10_000)),
+        "{failed:?}"
+    );
     // What reached the dead one: 100 or 101 requests with their bodies, a PING, and nothing later.
     let unheard = stage.log.of(0, "unheard");
     assert!(unheard.iter().all(|at| *at <= 10_000), "{unheard:?}");
@@ -261,7 +280,11 @@ async fn request_that_runs_out_of_time_has_the_peer_asked_at_once() {
     assert!(error.is_timeout(), "{error}");
     let began = Instant::now();
     get(&stage.client).await;
-    assert_eq!(began.elapsed(), millis(100), "the spare dial at the late answer");
+    assert_eq!(
+        began.elapsed(),
+        millis(100),
+        "the spare dial at the late answer"
+    );
     sleep(millis(10_000)).await;
     assert_eq!(stage.log.of(0, "end"), [3_000]);
     assert_eq!(stage.pool.stats().closed[&CloseReason::Unresponsive], 1);

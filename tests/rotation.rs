@@ -17,7 +17,7 @@ use firstbyte::{
 };
 use support::h1_peer::H1Conn;
 use support::h2_peer::H2Conn;
-use support::sim::{self, Sim};
+use support::sim::{self, Sim, plain};
 use tokio::time::{Instant, sleep};
 
 const OK: &[(&str, &str)] = &[(":status", "200")];
@@ -33,7 +33,10 @@ async fn serve_h1(mut conn: H1Conn, headers: impl Fn(u64) -> String, requests: u
         if conn.read_head().await.is_empty() {
             return;
         }
-        let head = format!("HTTP/1.1 200 OK\r\n{}content-length: 2\r\n\r\nok", headers(n));
+        let head = format!(
+            "HTTP/1.1 200 OK\r\n{}content-length: 2\r\n\r\nok",
+            headers(n)
+        );
         conn.send(head).await;
     }
     // A peer that has said its last word waits for the client to go.
@@ -63,13 +66,6 @@ async fn serve_h2(mut conn: H2Conn, requests: u32, announces: bool) {
     }
 }
 
-fn plain(protocols: Protocols) -> Protocols {
-    match protocols {
-        Protocols::Http2 => Protocols::Http2PriorKnowledge,
-        other => other,
-    }
-}
-
 fn endless(protocols: Protocols) -> Sim {
     if protocols == Protocols::Http1 {
         Sim::http1(|conn, _| serve_h1(conn, |_| String::new(), u64::MAX))
@@ -86,7 +82,13 @@ async fn get(client: &Client) -> (ConnectionUse, RequestTiming) {
 
 /// Whether a request waited for a connection, in whatever way.
 fn waited(how: ConnectionUse, timing: &RequestTiming) -> bool {
-    let phases = [Phase::Dns, Phase::Tcp, Phase::Proxy, Phase::Tls, Phase::Protocol];
+    let phases = [
+        Phase::Dns,
+        Phase::Tcp,
+        Phase::Proxy,
+        Phase::Tls,
+        Phase::Protocol,
+    ];
     !how.is_reused()
         || phases.iter().any(|phase| timing.get(*phase).is_some())
         || timing.queue_dial().is_some()
@@ -134,8 +136,16 @@ async fn hundred_rotations_by_age_let_no_request_wait() {
         assert_eq!(waiting, 0, "{protocols:?}: of {total}");
         assert!(total > 1_000);
         // Not sooner than its life's end less the margin and the spread, and not before its time again.
-        let rotations = if protocols == Protocols::Http1 { 110 / 3 } else { 110 };
-        assert!(began.elapsed() > millis(350) * rotations, "{:?}", began.elapsed());
+        let rotations = if protocols == Protocols::Http1 {
+            110 / 3
+        } else {
+            110
+        };
+        assert!(
+            began.elapsed() > millis(350) * rotations,
+            "{:?}",
+            began.elapsed()
+        );
         let stats = pool.stats();
         assert!(stats.closed[&CloseReason::Lifetime] >= 100, "{stats:?}");
         assert_eq!(stats.closed.len(), 1, "{:?}", stats.closed);
@@ -168,7 +178,13 @@ async fn request_limit_of_the_peer_is_learned_from_two_connections_and_then_nobo
     ] {
         let sim = if protocols == Protocols::Http1 {
             Sim::http1(|conn, _| {
-                let close = |n| if n == 50 { "connection: close\r\n".to_owned() } else { String::new() };
+                let close = |n| {
+                    if n == 50 {
+                        "connection: close\r\n".to_owned()
+                    } else {
+                        String::new()
+                    }
+                };
                 serve_h1(conn, close, 50)
             })
         } else {
@@ -202,7 +218,11 @@ async fn request_limit_of_the_peer_is_learned_from_two_connections_and_then_nobo
 #[tokio::test(start_paused = true)]
 async fn announced_number_of_requests_is_believed_from_the_first_connection_on() {
     let sim = Sim::http1(|conn, _| {
-        serve_h1(conn, |n| format!("keep-alive: timeout=60, max={}\r\n", 100 - n), 100)
+        serve_h1(
+            conn,
+            |n| format!("keep-alive: timeout=60, max={}\r\n", 100 - n),
+            100,
+        )
     });
     sim.dial_takes(millis(4));
     let pool = sim.pool(|pool| pool);
@@ -217,7 +237,11 @@ async fn announced_number_of_requests_is_believed_from_the_first_connection_on()
     assert_eq!(waiting, 0);
     let limits = pool.connections()[0].limits().unwrap();
     assert_eq!(limits.max_requests, Some(100));
-    assert_eq!(limits.idle_expiry, millis(30_000), "less than was announced");
+    assert_eq!(
+        limits.idle_expiry,
+        millis(30_000),
+        "less than was announced"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -248,7 +272,11 @@ async fn unforeseen_goaway_has_the_next_connection_dialled_before_anybody_asks()
     assert!(!waited(how, &timing));
     running.await.unwrap();
     sleep(millis(1)).await;
-    assert_eq!((sim.dials(), sim.live()), (2, 1), "and the old one is closed");
+    assert_eq!(
+        (sim.dials(), sim.live()),
+        (2, 1),
+        "and the old one is closed"
+    );
     assert_eq!(pool.stats().closed[&CloseReason::GoAway], 1);
 }
 
@@ -330,11 +358,7 @@ async fn connection_that_serves_nobody_gets_no_successor() {
 struct Moving(Arc<Mutex<Vec<IpAddr>>>);
 
 impl Resolve for Moving {
-    fn resolve(
-        &self,
-        _: &str,
-        family: Family,
-    ) -> BoxFuture<'static, Result<Answer, ResolveError>> {
+    fn resolve(&self, _: &str, family: Family) -> BoxFuture<'static, Result<Answer, ResolveError>> {
         let addrs = match family {
             Family::V4 => self.0.lock().unwrap().clone(),
             _ => Vec::new(),

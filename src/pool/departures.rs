@@ -58,15 +58,10 @@ impl Host {
     /// Calls `give` if a connection that is free now should go to an origin that waits for a place.
     fn make_room_for_blocked(&self, give: impl FnOnce()) {
         let capacity = &self.shared.capacity;
-        let gives = if self.has_waiters() {
-            // Only to one that has nothing at all, and has waited for longer.
-            capacity
-                .starves_since()
-                .is_some_and(|since| lock(&self.books).state.gives_way(since))
-        } else {
-            !self.blocked.load(Ordering::SeqCst) && capacity.has_blocked()
-        };
-        if gives {
+        // Only to one that has nothing at all, and has waited for longer than whoever waits here. The
+        // others have connections that serve them: they get what stays idle.
+        let starving = capacity.starves_since();
+        if starving.is_some_and(|since| lock(&self.books).state.gives_way(since)) {
             give();
         }
     }
@@ -314,8 +309,8 @@ impl Home for Host {
         }
         self.settle_in(conn, at);
         // Somebody may have met the limit just before this one was idle.
-        if self.shared.capacity.has_blocked() && !self.has_waiters() {
-            drop(self.give_up_idle());
+        if self.shared.capacity.starves_since().is_some() && !self.has_waiters() {
+            drop(self.give_up_idle(Duration::ZERO));
         }
     }
 

@@ -3,14 +3,14 @@
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Weak};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use http::Version;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 
-use crate::clock::now;
+use crate::clock::{deadline, now};
 use crate::close_reason::CloseReason;
 use crate::connection::{ConnectionInfo, Learned, Plan};
 use crate::dns::NameUse;
@@ -25,7 +25,7 @@ use super::key::Key;
 use super::lease::{H1Conn, H1Lease, H2Conn, H2Lease, Home, Lease};
 use super::line::Ticket;
 use super::maintenance::Janitor;
-use super::shared::{Live, Shared, pool_closed};
+use super::shared::{Live, ROOM_AFTER, Shared, pool_closed};
 use super::state::{HostState, Idle, Minimum, Multiplexed, Pulse, Purpose, Waiter};
 use super::term::Standing;
 
@@ -274,7 +274,11 @@ impl Host {
 
     /// Lends an idle connection, unless it is past its time.
     pub(super) fn lend_idle(self: &Arc<Self>, idle: Idle<H1Conn>, at: Instant) -> Lent {
-        let overdue = idle.overdue(at);
+        // What is kept warm is past its time only for its peer.
+        let is_kept = self.keeps_warm.load(Ordering::Relaxed);
+        let overdue = idle
+            .overdue(at)
+            .filter(|why| *why != CloseReason::IdleExpired || !is_kept);
         let Idle {
             mut conn, since, ..
         } = idle;
@@ -413,20 +417,29 @@ impl Host {
         if let Some(permit) = capacity.try_reserve() {
             return Some(permit);
         }
-        if !capacity.has_blocked() {
-            let room = self.shared.room.get().and_then(Weak::upgrade);
-            if let Some(permit) = room.and_then(|room| room.make_room(&self.key)) {
-                return Some(permit);
-            }
+        let at_least = match self.starves_since() {
+            Some(_) => Duration::ZERO,
+            None => ROOM_AFTER,
+        };
+        if !capacity.has_blocked()
+            && let Some(permit) = self.room(at_least)
+        {
+            return Some(permit);
         }
         if !self.blocked.swap(true, Ordering::SeqCst) {
             let this: Weak<Self> = self.this.clone();
             capacity.block(this);
             // One may have become idle before we stood in line; it goes to who stands at the front.
-            let room = self.shared.room.get().and_then(Weak::upgrade);
-            drop(room.and_then(|room| room.make_room(&self.key)));
+            drop(self.room(at_least));
+            self.janitor.due_at(deadline(now(), ROOM_AFTER));
         }
         None
+    }
+
+    /// The place of an idle connection of another origin.
+    pub(super) fn room(&self, at_least: Duration) -> Option<Permit> {
+        let room = self.shared.room.get().and_then(Weak::upgrade)?;
+        room.make_room(&self.key, at_least)
     }
 
     /// Starts a dial; the permit comes back if it is not wanted any more, or not allowed.

@@ -250,7 +250,7 @@ impl Origins for Registry {
 impl Registry {
     /// Gives an idle connection up, the longest idle first; of this runtime before others, since one of
     /// a runtime that is parked may never close.
-    fn give_up_idle(&self, except: Option<&Key>) -> GaveUp {
+    fn give_up_idle(&self, except: Option<&Key>, at_least: Duration) -> GaveUp {
         let here = Handle::try_current().map(|runtime| runtime.id()).ok();
         let mut idle: Vec<_> = self
             .all()
@@ -260,7 +260,7 @@ impl Registry {
             .collect();
         idle.sort_by_key(|(is_elsewhere, since, _): &(bool, Instant, _)| (*is_elsewhere, *since));
         for (_, _, host) in idle {
-            match host.give_up_idle() {
+            match host.give_up_idle(at_least) {
                 // It was taken in this very moment.
                 GaveUp::Nothing => {}
                 gave => return gave,
@@ -276,7 +276,7 @@ impl Relief for Registry {
         const PATIENCE: Duration = Duration::from_millis(100);
         Box::pin(async move {
             let closed = self.shared.capacity.changed.notified();
-            match self.give_up_idle(None) {
+            match self.give_up_idle(None, Duration::ZERO) {
                 GaveUp::Nothing => return false,
                 GaveUp::Permit(_) => {}
                 GaveUp::Soon => {
@@ -290,9 +290,9 @@ impl Relief for Registry {
 }
 
 impl MakeRoom for Registry {
-    fn make_room(&self, for_whom: &Key) -> Option<Permit> {
+    fn make_room(&self, for_whom: &Key, at_least: Duration) -> Option<Permit> {
         // At the limit only, so a look at every origin is affordable.
-        match self.give_up_idle(Some(for_whom)) {
+        match self.give_up_idle(Some(for_whom), at_least) {
             GaveUp::Permit(permit) => Some(permit),
             GaveUp::Soon | GaveUp::Nothing => None,
         }

@@ -177,8 +177,8 @@ impl Host {
             if !books.minimums.iter().any(is_it) {
                 books.minimums.push(Arc::downgrade(minimum));
             }
+            self.keeps_warm.store(true, Ordering::SeqCst);
         }
-        self.keeps_warm.store(true, Ordering::SeqCst);
         self.keep_up();
     }
 

@@ -20,7 +20,8 @@ use super::term::Term;
 
 /// Who can close an idle connection of some other origin.
 pub(crate) trait MakeRoom: Send + Sync {
-    fn make_room(&self, for_whom: &Key) -> Option<Permit>;
+    /// Of those that have been idle for `at_least`.
+    fn make_room(&self, for_whom: &Key, at_least: Duration) -> Option<Permit>;
 }
 
 /// The shared part of a pool.
@@ -166,3 +167,7 @@ impl Killer {
 
 /// Kept after its last connection closed: what the origin spoke, and its tickets.
 pub(crate) const REMEMBER_ORIGIN: Duration = Duration::from_secs(600);
+
+/// An origin that has connections gets the place of another's only when that has been idle for so long:
+/// two that are both busy would hand it to and fro, a handshake each time.
+pub(crate) const ROOM_AFTER: Duration = Duration::from_millis(100);

@@ -18,21 +18,26 @@ use super::capacity::Permit;
 use super::host::{Denied, Host, Outcome};
 use super::lease::{H1Conn, H2Conn, Home};
 use super::maintenance::Tended;
-use super::shared::{REMEMBER_ORIGIN, pool_closed, runtime_gone};
+use super::shared::{REMEMBER_ORIGIN, ROOM_AFTER, pool_closed, runtime_gone};
 use super::state::{Idle, Minimum, Multiplexed, Waiter};
 use super::term::{Standing, announced_idle};
 
 /// Peer addresses are compared with the DNS answers this often.
 const ADDRESS_CHECK: Duration = Duration::from_secs(60);
+/// And whether those who wanted connections kept warm are still there.
+const MINIMUM_CHECK: Duration = Duration::from_secs(10);
 
 impl Host {
     /// Closes the longest idle HTTP/1.1 connection and gives its permit away; an idle HTTP/2
-    /// connection gives its permit back when its task has ended.
-    pub(crate) fn give_up_idle(self: &Arc<Self>) -> GaveUp {
+    /// connection gives its permit back when its task has ended. Only one that has been idle for `at_least`.
+    pub(crate) fn give_up_idle(self: &Arc<Self>, at_least: Duration) -> GaveUp {
+        let at = crate::clock::now();
+        let is_old = |since: Instant| at.saturating_duration_since(since) >= at_least;
         let (oldest, shared) = {
             let mut books = lock(&self.books);
             let state = &mut books.state;
-            let oldest = (!state.idle.is_empty()).then(|| state.idle.remove(0));
+            let has_old = state.idle.first().is_some_and(|idle| is_old(idle.since));
+            let oldest = has_old.then(|| state.idle.remove(0));
             (oldest, state.shared.clone())
         };
         if let Some(Idle { conn, .. }) = oldest {
@@ -46,6 +51,7 @@ impl Host {
         }
         if shared
             .iter()
+            .filter(|conn| is_old(conn.idle_since()))
             .any(|conn| self.retire_idle(conn, CloseReason::MadeRoom))
         {
             GaveUp::Soon
@@ -283,6 +289,10 @@ impl Tended for Host {
         let (overdue, mut next, shared, is_unused, waits) = {
             let mut books = lock(&self.books);
             let minimum = books.minimum();
+            if minimum == Minimum::default() {
+                books.minimums.clear();
+                self.keeps_warm.store(false, Ordering::SeqCst);
+            }
             let state = &mut books.state;
             let is_over = |conn: &H1Conn| match conn.term.standing(conn.info.requests(), at) {
                 Standing::Over(why) => Some(why),
@@ -314,6 +324,15 @@ impl Tended for Host {
         }
         if !is_unused && self.name_use.is_some() {
             due(Some(self.check_addresses(at)));
+        }
+        if self.blocked.load(Ordering::SeqCst) && self.has_waiters() {
+            // It has connections, but not enough: what others have left alone for a while is its.
+            drop(self.room(ROOM_AFTER));
+            due(Some(deadline(at, ROOM_AFTER)));
+        }
+        if self.keeps_warm.load(Ordering::Relaxed) {
+            // Whether somebody still wants it.
+            due(Some(deadline(at, MINIMUM_CHECK)));
         }
         self.keep_up();
         next

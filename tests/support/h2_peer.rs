@@ -141,9 +141,8 @@ impl H2Peer {
         S: Fn(H2Conn, usize) -> F + Send + Sync + 'static,
         F: Future<Output = ()> + Send + 'static,
     {
-        let listening = Listening::start(addr, tls, move |io, index| {
-            script(H2Conn::new(io), index)
-        });
+        let listening =
+            Listening::start(addr, tls, move |io, index| script(H2Conn::new(io), index));
         Self { listening }
     }
 

@@ -20,8 +20,9 @@ use super::peer_io::PeerIo;
 
 const PIPE: usize = 64 * 1024;
 
-/// The name of the simulated origin.
+/// The name of the simulated origin, and of others on the same network.
 pub const HOST: &str = "sim.test";
+pub const OTHERS: [&str; 3] = ["one.test", "two.test", "three.test"];
 
 type Script = Arc<dyn Fn(DuplexStream, usize) -> BoxFuture<'static, ()> + Send + Sync>;
 
@@ -101,16 +102,22 @@ impl Sim {
         &self,
         configure: impl FnOnce(ConnectionPoolBuilder) -> ConnectionPoolBuilder,
     ) -> ConnectionPool {
-        let builder = ConnectionPool::builder()
-            .dialer(self.clone())
-            .resolve_to(HOST, [IpAddr::from([127, 0, 0, 1])]);
+        let mut builder = ConnectionPool::builder().dialer(self.clone());
+        for host in OTHERS.into_iter().chain([HOST]) {
+            builder = builder.resolve_to(host, [IpAddr::from([127, 0, 0, 1])]);
+        }
         configure(builder).build().expect("valid options")
     }
 }
 
 /// A client of the simulated origin.
 pub fn client(pool: &ConnectionPool, protocols: Protocols) -> Client {
-    pool.client_builder(format!("http://{HOST}"))
+    client_of(pool, HOST, protocols)
+}
+
+/// A client of one of the origins.
+pub fn client_of(pool: &ConnectionPool, host: &str, protocols: Protocols) -> Client {
+    pool.client_builder(format!("http://{host}"))
         .protocols(protocols)
         .build()
         .expect("a valid client")
@@ -135,6 +142,14 @@ impl Dial for Sim {
             tokio::spawn((inner.script)(theirs, index));
             Ok(Transport::custom(counted::Counted::new(ours, &inner.live)))
         })
+    }
+}
+
+/// HTTP/2 without asking, in place of HTTP/2 by ALPN: there is no TLS here.
+pub fn plain(protocols: Protocols) -> Protocols {
+    match protocols {
+        Protocols::Http2 => Protocols::Http2PriorKnowledge,
+        other => other,
     }
 }
 

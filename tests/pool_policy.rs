@@ -1,0 +1,807 @@
+//! What the pool decides about idle connections, waiters, unread bodies and untrusty peers, on a paused clock: every
+//! instant is exact.
+
+mod common;
+mod support;
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use common::{BOTH, eventually, join_all};
+use firstbyte::{
+    Client, CloseReason, ConnectionUse, ErrorKind, Limits, Phase, Protocols, ReplaySafety, Timeouts,
+};
+use support::gate::Gate;
+use support::h1_peer::H1Conn;
+use support::h2_peer::H2Conn;
+use support::sim::{self, Sim, plain};
+use tokio::time::{Instant, sleep};
+
+const OK: &[(&str, &str)] = &[(":status", "200")];
+const HEADERS: u8 = 1;
+const ANSWER: &str = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
+
+fn millis(n: u64) -> Duration {
+    Duration::from_millis(n)
+}
+
+async fn serve_h1(mut conn: H1Conn) {
+    while !conn.read_head().await.is_empty() {
+        conn.send(ANSWER).await;
+    }
+}
+
+async fn serve_h2(mut conn: H2Conn) {
+    conn.handshake(&[]).await;
+    while let Some(frame) = conn.read_frame().await {
+        if frame.kind == HEADERS {
+            conn.headers(frame.stream, OK, false).await;
+            conn.data(frame.stream, "ok", true).await;
+        }
+    }
+}
+
+fn sound(protocols: Protocols) -> Sim {
+    if protocols == Protocols::Http1 {
+        Sim::http1(|conn, _| serve_h1(conn))
+    } else {
+        Sim::http2(|conn, _| serve_h2(conn))
+    }
+}
+
+async fn get(client: &Client) -> ConnectionUse {
+    let mut response = client.get("/").send().await.expect("an answer");
+    response.bytes().await.expect("a body");
+    response.connection_use()
+}
+
+#[tokio::test(start_paused = true)]
+async fn idle_connections_expire_to_the_millisecond_counted_from_their_last_request() {
+    for (protocols, expiry) in [(Protocols::Http1, 30_000), (Protocols::Http2, 300_000)] {
+        let sim = sound(protocols);
+        let pool = sim.pool(|pool| pool);
+        let client = sim::client(&pool, plain(protocols));
+        get(&client).await;
+        sleep(millis(expiry - 1)).await;
+        assert_eq!(get(&client).await, ConnectionUse::Idle, "{protocols:?}");
+        sleep(millis(expiry - 1)).await;
+        assert_eq!((sim.live(), pool.stats().idle), (1, 1));
+        sleep(millis(2)).await;
+        assert_eq!((sim.live(), pool.stats().open), (0, 0), "nobody asked");
+        assert_eq!(pool.stats().closed[&CloseReason::IdleExpired], 1);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn last_one_in_is_the_first_one_out_and_the_oldest_goes_when_there_are_too_many() {
+    let sim = sound(Protocols::Http1);
+    let limits = Limits::default().max_keepalive_connections(2);
+    let pool = sim.pool(|pool| pool.limits(limits));
+    let client = sim::client(&pool, Protocols::Http1);
+    let mut bodies = Vec::new();
+    for _ in 0..3 {
+        bodies.push(client.get("/").send().await.unwrap());
+    }
+    let mut ids = Vec::new();
+    for mut body in bodies {
+        body.bytes().await.unwrap();
+        ids.push(body.connection().id());
+        sleep(millis(1)).await;
+    }
+    let kept: Vec<_> = pool.connections().iter().map(|c| c.id()).collect();
+    assert_eq!(kept.len(), 2);
+    assert!(
+        !kept.contains(&ids[0]),
+        "the one that was idle for longest went"
+    );
+    assert_eq!(pool.stats().closed[&CloseReason::IdleLimit], 1);
+    for _ in 0..3 {
+        let mut response = client.get("/").send().await.unwrap();
+        response.bytes().await.unwrap();
+        assert_eq!(response.connection().id(), ids[2], "the youngest");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn idle_time_at_which_a_peer_closes_is_learned_and_undercut() {
+    for protocols in BOTH {
+        let patience = Arc::new(AtomicU64::new(50));
+        let sim = closing_after(protocols, patience.clone());
+        let pool = sim.pool(|pool| pool);
+        let client = sim::client(&pool, plain(protocols));
+        for _ in 0..2 {
+            get(&client).await;
+            sleep(millis(60)).await;
+            assert_eq!(pool.stats().open, 0, "{protocols:?}: noticed while idle");
+        }
+        get(&client).await;
+        let limits = pool.connections()[0].limits().unwrap();
+        assert_eq!(limits.learned_idle, Some(millis(50)), "{protocols:?}");
+        assert_eq!(limits.idle_expiry, millis(40));
+        sleep(millis(39)).await;
+        assert_eq!(pool.stats().idle, 1);
+        sleep(millis(2)).await;
+        assert_eq!(pool.stats().open, 0, "before the peer does");
+        let closed = pool.stats().closed;
+        let ours = [CloseReason::LearnedLimit, CloseReason::IdleExpired];
+        assert_eq!(
+            ours.iter().filter_map(|why| closed.get(why)).sum::<u64>(),
+            1,
+            "{closed:?}"
+        );
+        // Ten minutes later it is tried whether the peer has become more patient.
+        patience.store(10_000, Ordering::SeqCst);
+        sleep(millis(601_000)).await;
+        get(&client).await;
+        sleep(millis(70)).await;
+        assert_eq!(get(&client).await, ConnectionUse::Idle);
+    }
+}
+
+/// Peers that close a connection on which nothing happens for so long.
+fn closing_after(protocols: Protocols, patience: Arc<AtomicU64>) -> Sim {
+    if protocols == Protocols::Http1 {
+        Sim::http1(move |mut conn, _| {
+            let patience = patience.clone();
+            async move {
+                loop {
+                    let wait = millis(patience.load(Ordering::SeqCst));
+                    match tokio::time::timeout(wait, conn.read_head()).await {
+                        Ok(head) if !head.is_empty() => conn.send(ANSWER).await,
+                        _ => return,
+                    };
+                }
+            }
+        })
+    } else {
+        Sim::http2(move |mut conn, _| {
+            let patience = patience.clone();
+            async move {
+                conn.handshake(&[]).await;
+                loop {
+                    let wait = millis(patience.load(Ordering::SeqCst));
+                    match tokio::time::timeout(wait, conn.read_kind(HEADERS)).await {
+                        Ok(Some(frame)) => {
+                            conn.headers(frame.stream, OK, false).await;
+                            conn.data(frame.stream, "ok", true).await;
+                        }
+                        _ => {
+                            conn.goaway(2_147_483_647, 0, "").await;
+                            return;
+                        }
+                    }
+                }
+            }
+        })
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn restart_that_closes_old_and_young_at_once_teaches_nothing() {
+    let restart = Gate::new();
+    let sim = Sim::http1({
+        let restart = restart.clone();
+        move |mut conn, _| {
+            let restart = restart.waiter();
+            async move {
+                let serving = async {
+                    while !conn.read_head().await.is_empty() {
+                        conn.send(ANSWER).await;
+                    }
+                };
+                tokio::select! { () = serving => {}, () = restart.opened() => {} }
+            }
+        }
+    });
+    let pool = sim.pool(|pool| pool);
+    let client = sim::client(&pool, Protocols::Http1);
+    let held: Vec<_> =
+        join_all((0..3).map(|_| async { client.get("/").send().await.unwrap() })).await;
+    for mut response in held {
+        response.bytes().await.unwrap();
+        sleep(millis(4_000)).await;
+    }
+    restart.open();
+    eventually("all are gone", || pool.stats().open == 0).await;
+    assert_eq!(pool.stats().closed[&CloseReason::PeerClosedIdle], 3);
+    let _warm = client.warm(1).await.unwrap();
+    // They are closed by the peer at once; the next look is at what was learned.
+    if let Some(connection) = pool.connections().first() {
+        assert_eq!(connection.limits().unwrap().learned_idle, None);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn announced_idle_time_is_honoured_with_a_margin() {
+    for (said, used) in [
+        ("timeout=5", 4_000),
+        ("timeout=20, max=9", 18_000),
+        ("timeout=500", 30_000),
+    ] {
+        let sim = Sim::http1(move |mut conn, _| async move {
+            while !conn.read_head().await.is_empty() {
+                let answer =
+                    format!("HTTP/1.1 200 OK\r\nkeep-alive: {said}\r\ncontent-length: 2\r\n\r\nok");
+                conn.send(answer).await;
+            }
+        });
+        let pool = sim.pool(|pool| pool);
+        let client = sim::client(&pool, Protocols::Http1);
+        get(&client).await;
+        assert_eq!(
+            pool.connections()[0].limits().unwrap().idle_expiry,
+            millis(used)
+        );
+        sleep(millis(used - 1)).await;
+        assert_eq!(sim.live(), 1, "{said}");
+        sleep(millis(2)).await;
+        assert_eq!(sim.live(), 0, "{said}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn announced_end_of_a_connection_is_no_reuse() {
+    let sim = Sim::http1(|mut conn, _| async move {
+        while !conn.read_head().await.is_empty() {
+            conn.send("HTTP/1.1 200 OK\r\nkeep-alive: timeout=0\r\ncontent-length: 0\r\n\r\n")
+                .await;
+        }
+    });
+    let pool = sim.pool(|pool| pool);
+    let client = sim::client(&pool, Protocols::Http1);
+    for _ in 0..3 {
+        assert_eq!(get(&client).await, ConnectionUse::New);
+    }
+    assert_eq!(sim.dials(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn origin_that_sent_more_than_it_was_asked_for_gets_no_reuse_for_a_minute() {
+    let excess = Arc::new(AtomicBool::new(true));
+    let sim = Sim::http1({
+        let excess = excess.clone();
+        move |mut conn, _| {
+            let excess = excess.clone();
+            async move {
+                while !conn.read_head().await.is_empty() {
+                    conn.send(ANSWER).await;
+                    if excess.swap(false, Ordering::SeqCst) {
+                        sleep(millis(5)).await;
+                        conn.send("HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\npoison")
+                            .await;
+                    }
+                }
+            }
+        }
+    });
+    let pool = sim.pool(|pool| pool);
+    let client = sim::client(&pool, Protocols::Http1);
+    // Two at once, so that one is idle when the other is found out.
+    let two = join_all((0..2).map(|_| async { client.get("/").send().await.unwrap() })).await;
+    for mut response in two {
+        assert_eq!(&response.bytes().await.unwrap()[..], b"ok");
+    }
+    sleep(millis(10)).await;
+    let closed = pool.stats().closed;
+    assert_eq!(closed[&CloseReason::UnsolicitedBytes], 1);
+    assert_eq!(
+        closed[&CloseReason::Distrusted],
+        1,
+        "who knows what it holds"
+    );
+    for _ in 0..5 {
+        let mut response = client.get("/").send().await.unwrap();
+        assert_eq!(&response.bytes().await.unwrap()[..], b"ok");
+        assert_eq!(response.connection_use(), ConnectionUse::New);
+        sleep(millis(9_000)).await;
+    }
+    assert_eq!(pool.stats().open, 0);
+    sleep(millis(20_000)).await;
+    get(&client).await;
+    assert_eq!(get(&client).await, ConnectionUse::Idle, "trusted again");
+    assert_eq!(pool.stats().closed[&CloseReason::Distrusted], 6);
+}
+
+#[tokio::test(start_paused = true)]
+async fn unread_body_is_drained_within_its_bounds_or_costs_the_connection() {
+    let kib = 1024;
+    // Bytes announced, bytes sent at once, pause before the rest, whether the connection is kept.
+    for (length, at_once, pause, kept) in [
+        (Some(60 * kib), 1 * kib, 40, true),
+        (Some(60 * kib), 1 * kib, 60, false),
+        (Some(70 * kib), 1 * kib, 0, false),
+        (None, 1 * kib, 40, true),
+        (None, 63 * kib, 60, false),
+        (None, 70 * kib, 0, false),
+    ] {
+        let sim = Sim::http1(move |mut conn, _| async move {
+            let total = length.unwrap_or(at_once + 1);
+            loop {
+                if conn.read_head().await.is_empty() {
+                    return;
+                }
+                let (head, chunk, end) = match length {
+                    Some(n) => (format!("content-length: {n}"), String::new(), ""),
+                    None => (
+                        "transfer-encoding: chunked".to_owned(),
+                        format!("{at_once:x}\r\n"),
+                        "\r\n1\r\nx\r\n0\r\n\r\n",
+                    ),
+                };
+                conn.send(format!("HTTP/1.1 200 OK\r\n{head}\r\n\r\n{chunk}"))
+                    .await;
+                conn.send(vec![b'x'; at_once]).await;
+                sleep(millis(pause)).await;
+                if length.is_some() {
+                    conn.send(vec![b'x'; total - at_once]).await;
+                } else {
+                    conn.send(end).await;
+                }
+            }
+        });
+        let pool = sim.pool(|pool| pool);
+        let client = sim::client(&pool, Protocols::Http1);
+        let case = format!("{length:?} {at_once} {pause}");
+        let response = client.get("/").send().await.unwrap();
+        drop(response);
+        sleep(millis(100)).await;
+        let stats = pool.stats();
+        assert_eq!((stats.idle, stats.active), (usize::from(kept), 0), "{case}");
+        assert_eq!(
+            stats.closed.contains_key(&CloseReason::Cancelled),
+            !kept,
+            "{case}"
+        );
+        let mut response = client.get("/").send().await.unwrap();
+        let how = if kept {
+            ConnectionUse::Idle
+        } else {
+            ConnectionUse::New
+        };
+        assert_eq!(response.connection_use(), how, "{case}");
+        assert_eq!(
+            response.bytes().await.unwrap().len(),
+            length.unwrap_or(at_once + 1)
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn minimum_is_kept_warm_past_expiry_and_limits_and_filled_up_when_it_is_used() {
+    for protocols in BOTH {
+        let sim = sound(protocols);
+        let limits = Limits::default().max_keepalive_connections(0);
+        let pool = sim.pool(|pool| pool.limits(limits));
+        let builder = pool
+            .client_builder(format!("http://{}", sim::HOST))
+            .protocols(plain(protocols));
+        let client = if protocols == Protocols::Http1 {
+            builder.min_idle(2)
+        } else {
+            builder.min_connections(2)
+        };
+        let client = client.build().unwrap();
+        client.warm(0).await.unwrap();
+        sleep(millis(10)).await;
+        assert_eq!((sim.live(), pool.stats().idle), (2, 2), "{protocols:?}");
+        sleep(millis(3_600_000)).await;
+        assert_eq!((sim.dials(), sim.live()), (2, 2), "they do not expire");
+        assert_eq!(get(&client).await, ConnectionUse::Prewarmed);
+        if protocols == Protocols::Http1 {
+            // One is taken: another comes.
+            let body = client.get("/").send().await.unwrap();
+            sleep(millis(2_000)).await;
+            assert_eq!(pool.stats().idle, 2);
+            drop(body);
+            sleep(millis(10)).await;
+            assert_eq!(pool.stats().idle, 2, "beyond the minimum the limit holds");
+        }
+        pool.close_idle();
+        sleep(millis(2_000)).await;
+        assert_eq!(
+            (sim.live(), pool.stats().idle),
+            (2, 2),
+            "closed ones come back"
+        );
+        drop(client);
+        sleep(millis(600_000)).await;
+        assert_eq!(sim.live(), 0, "{protocols:?}: nobody wants them any more");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn minimum_is_not_dialled_in_circles() {
+    // Refused.
+    let sim = sound(Protocols::Http1);
+    sim.refuse(usize::MAX);
+    let pool = sim.pool(|pool| pool);
+    let builder = pool.client_builder(format!("http://{}", sim::HOST));
+    let client = builder.min_idle(3).build().unwrap();
+    let _ = client.warm(0).await;
+    sleep(millis(10_500)).await;
+    assert!(sim.dials() <= 3 * 11, "{}", sim.dials());
+    assert!(sim.dials() >= 3 * 9, "{}", sim.dials());
+    // Closed at once.
+    let sim = Sim::http1(|_, _| async {});
+    let pool = sim.pool(|pool| pool);
+    let builder = pool.client_builder(format!("http://{}", sim::HOST));
+    let client = builder.min_idle(3).build().unwrap();
+    client.warm(0).await.unwrap();
+    sleep(millis(10_500)).await;
+    assert!(sim.dials() <= 3 * 11, "{}", sim.dials());
+}
+
+#[tokio::test]
+async fn minimum_that_would_do_nothing_is_refused() {
+    let pool = firstbyte::ConnectionPool::new();
+    let of = |protocols| pool.client_builder("https://a.test").protocols(protocols);
+    assert!(of(Protocols::Http2).min_idle(1).build().is_err());
+    assert!(of(Protocols::Http1).min_connections(1).build().is_err());
+    assert!(
+        pool.client_builder("http://a.test")
+            .min_connections(1)
+            .build()
+            .is_err()
+    );
+    assert!(
+        of(Protocols::Auto)
+            .min_idle(1)
+            .min_connections(1)
+            .build()
+            .is_ok()
+    );
+    pool.client("p", "https://a.test")
+        .min_idle(1)
+        .build()
+        .unwrap();
+    let other = pool.client("p", "https://a.test").min_idle(2).build();
+    assert!(other.unwrap_err().to_string().contains("minimum"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn connection_that_becomes_idle_goes_to_an_origin_that_waits_for_a_place() {
+    for protocols in BOTH {
+        let sim = sound(protocols);
+        let limits = Limits::default().max_connections(1);
+        let pool = sim.pool(|pool| pool.limits(limits));
+        let [one, two] = [sim::OTHERS[0], sim::OTHERS[1]]
+            .map(|host| sim::client_of(&pool, host, plain(protocols)));
+        let held = one.get("/").send().await.unwrap();
+        let waiting = tokio::spawn(async move { get(&two).await });
+        eventually("it waits", || pool.stats().waiting == 1).await;
+        let began = Instant::now();
+        let mut held = held;
+        held.bytes().await.unwrap();
+        drop(held);
+        assert_eq!(waiting.await.unwrap(), ConnectionUse::New);
+        assert!(
+            began.elapsed() < millis(5),
+            "{protocols:?}: {:?}",
+            began.elapsed()
+        );
+        assert_eq!(pool.stats().closed[&CloseReason::MadeRoom], 1);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn origin_with_too_few_connections_gets_what_another_has_left_alone_for_a_while() {
+    let sim = sound(Protocols::Http1);
+    let limits = Limits::default().max_connections(2);
+    let pool = sim.pool(|pool| pool.limits(limits));
+    let [one, two] =
+        [sim::OTHERS[0], sim::OTHERS[1]].map(|host| sim::client_of(&pool, host, Protocols::Http1));
+    get(&one).await;
+    let held = two.get("/").send().await.unwrap();
+    let began = Instant::now();
+    get(&two).await;
+    assert!(
+        (millis(100)..millis(105)).contains(&began.elapsed()),
+        "{:?}",
+        began.elapsed()
+    );
+    drop(held);
+    assert_eq!(pool.stats().closed[&CloseReason::MadeRoom], 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn cold_origin_is_not_starved_by_a_hot_one_and_two_hot_ones_do_not_thrash() {
+    for protocols in BOTH {
+        let sim = sound(protocols);
+        sim.dial_takes(millis(5));
+        let limits = Limits::default().max_connections(2);
+        let pool = sim.pool(|pool| pool.limits(limits));
+        let [hot, warm, cold] =
+            sim::OTHERS.map(|host| sim::client_of(&pool, host, plain(protocols)));
+        let stop = Arc::new(AtomicBool::new(false));
+        let spawn = |client: &Client, n: usize| -> Vec<_> {
+            let spawn_one = |_| {
+                let (client, stop) = (client.clone(), stop.clone());
+                tokio::spawn(async move {
+                    let mut served = 0;
+                    while !stop.load(Ordering::SeqCst) {
+                        get(&client).await;
+                        served += 1;
+                        // Time passes only where somebody sleeps.
+                        sleep(millis(1)).await;
+                    }
+                    served
+                })
+            };
+            (0..n).map(spawn_one).collect()
+        };
+        let mut workers = spawn(&hot, 10);
+        sleep(millis(50)).await;
+        let dials = sim.dials();
+        // Somebody else, once.
+        let began = Instant::now();
+        get(&cold).await;
+        assert!(
+            began.elapsed() < millis(100),
+            "{protocols:?}: {:?}",
+            began.elapsed()
+        );
+        // Two with endless lines share the two connections and keep them.
+        workers.extend(spawn(&warm, 10));
+        sleep(millis(100)).await;
+        let settled = sim.dials();
+        sleep(millis(500)).await;
+        assert!(settled - dials < 20, "{protocols:?}: {dials} {settled}");
+        assert!(
+            sim.dials() - settled <= 2,
+            "{protocols:?}: no handing to and fro"
+        );
+        stop.store(true, Ordering::SeqCst);
+        for worker in workers {
+            assert!(worker.await.unwrap() > 0, "{protocols:?}: nobody starves");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn ten_thousand_waiters_half_of_them_gone_are_served_in_order_and_leave_nothing() {
+    for protocols in BOTH {
+        let order = Arc::new(Mutex::new(Vec::new()));
+        let gate = Gate::new();
+        let sim = if protocols == Protocols::Http1 {
+            let (order, gate) = (order.clone(), gate.clone());
+            Sim::http1(move |mut conn, _| {
+                let (order, gate) = (order.clone(), gate.waiter());
+                async move {
+                    gate.opened().await;
+                    loop {
+                        let head = conn.read_head().await;
+                        let Some(path) = head.split(' ').nth(1) else {
+                            return;
+                        };
+                        order
+                            .lock()
+                            .unwrap()
+                            .push(path[1..].parse::<usize>().unwrap_or(0));
+                        conn.send(ANSWER).await;
+                    }
+                }
+            })
+        } else {
+            let gate = gate.clone();
+            Sim::http2(move |mut conn, _| {
+                let gate = gate.waiter();
+                async move {
+                    conn.handshake(&[(3, 2)]).await;
+                    gate.opened().await;
+                    while let Some(frame) = conn.read_frame().await {
+                        if frame.kind == HEADERS {
+                            conn.headers(frame.stream, OK, false).await;
+                            conn.data(frame.stream, "ok", true).await;
+                        }
+                    }
+                }
+            })
+        };
+        let limits = Limits::default().max_connections_per_host(2);
+        let patient = Timeouts::default().queue(None);
+        let pool = sim.pool(|pool| pool.limits(limits).timeouts(patient));
+        let client = sim::client(&pool, plain(protocols));
+        client.warm(2).await.unwrap();
+        let served = Arc::new(Mutex::new(Vec::new()));
+        let mut waiters = Vec::new();
+        for n in 1..=10_000usize {
+            let (client, served) = (client.clone(), served.clone());
+            waiters.push((
+                n,
+                tokio::spawn(async move {
+                    let mut response = client.get(&format!("/{n}")).send().await.unwrap();
+                    served.lock().unwrap().push(n);
+                    response.bytes().await.unwrap();
+                }),
+            ));
+            if n % 100 == 0 {
+                tokio::task::yield_now().await;
+            }
+        }
+        eventually("all wait", || pool.stats().waiting >= 9_990).await;
+        // Half of them go, in an order of their own.
+        let mut seed = 7u64;
+        let mut random = move || {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (seed >> 33) as usize
+        };
+        let mut stay = Vec::new();
+        for i in (1..waiters.len()).rev() {
+            waiters.swap(i, random() % (i + 1));
+        }
+        for (n, waiter) in waiters {
+            if random() % 2 == 0 {
+                waiter.abort();
+            } else {
+                stay.push((n, waiter));
+            }
+        }
+        tokio::task::yield_now().await;
+        gate.open();
+        let mut expected: Vec<_> = stay.iter().map(|(n, _)| *n).collect();
+        for (_, waiter) in stay {
+            waiter.await.unwrap();
+        }
+        expected.sort_unstable();
+        let served = served.lock().unwrap().clone();
+        assert_eq!(served.len(), expected.len(), "{protocols:?}");
+        if protocols == Protocols::Http1 {
+            let order = order.lock().unwrap();
+            // Two connections: a neighbour may overtake by one on the way.
+            let came: Vec<_> = order.iter().copied().filter(|n| *n > 0).collect();
+            let far = came.iter().zip(&expected).filter(|(a, b)| a != b).count();
+            assert!(far == 0 || came.windows(2).filter(|w| w[0] > w[1]).count() <= came.len() / 2);
+        }
+        let stats = pool.stats();
+        assert_eq!((stats.waiting, stats.active), (0, 0), "{protocols:?}");
+        assert_eq!(get(&client).await, ConnectionUse::Idle);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn queue_timeout_and_service_in_one_instant_give_one_of_them_and_an_exact_slot() {
+    for protocols in BOTH {
+        let sim = sound(protocols);
+        let limits = Limits::default().max_connections(1);
+        let timeouts = Timeouts::default().queue(millis(100));
+        let pool = sim.pool(|pool| pool.limits(limits).timeouts(timeouts));
+        // The other origin holds the only place for exactly as long as the wait may last.
+        let [one, two] = [sim::OTHERS[0], sim::OTHERS[1]]
+            .map(|host| sim::client_of(&pool, host, plain(protocols)));
+        for _ in 0..20 {
+            let held = one.get("/").send().await.unwrap();
+            let waiting = tokio::spawn({
+                let two = two.clone();
+                async move { two.get("/").send().await.map(drop) }
+            });
+            sleep(millis(100)).await;
+            drop(held);
+            match waiting.await.unwrap() {
+                Ok(()) => {}
+                Err(error) => {
+                    assert!(error.is_timeout(), "{error}");
+                    assert_eq!(error.phase(), Some(Phase::Queue));
+                    assert_eq!(error.replay_safety(), ReplaySafety::NotSent);
+                }
+            }
+            sleep(millis(10)).await;
+            let stats = pool.stats();
+            assert_eq!((stats.active, stats.waiting), (0, 0), "{protocols:?}");
+            assert!(stats.open <= 1);
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn requests_beyond_max_waiting_fail_at_once_across_origins() {
+    let sim = sound(Protocols::Http1);
+    let limits = Limits::default().max_connections(1).max_waiting(3);
+    let pool = sim.pool(|pool| pool.limits(limits));
+    let clients = sim::OTHERS.map(|host| sim::client_of(&pool, host, Protocols::Http1));
+    let held = clients[0].get("/").send().await.unwrap();
+    let waiting: Vec<_> = (0..3)
+        .map(|n| {
+            let client = clients[n].clone();
+            tokio::spawn(async move { client.get("/").send().await.map(drop) })
+        })
+        .collect();
+    eventually("three wait", || pool.stats().waiting == 3).await;
+    for client in &clients {
+        let began = Instant::now();
+        let error = client.get("/").send().await.expect_err("one too many");
+        assert_eq!(
+            (error.kind(), began.elapsed()),
+            (ErrorKind::Limit, Duration::ZERO)
+        );
+        assert!(error.to_string().contains("max_waiting"), "{error}");
+    }
+    drop(held);
+    for waiting in waiting {
+        waiting.await.unwrap().unwrap();
+    }
+    assert_eq!(pool.stats().waiting, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn body_that_nobody_reads_holds_its_place_and_no_other() {
+    for protocols in BOTH {
+        let sim = sound(protocols);
+        let limits = Limits::default().max_connections(2);
+        let pool = sim.pool(|pool| pool.limits(limits));
+        let client = sim::client(&pool, plain(protocols));
+        let leaked = client.get("/").send().await.unwrap();
+        std::mem::forget(leaked);
+        for _ in 0..10 {
+            get(&client).await;
+        }
+        sleep(millis(1)).await;
+        let stats = pool.stats();
+        assert_eq!(stats.active, 1, "{protocols:?}: shown as what it is");
+        assert!(stats.open <= 2 && stats.waiting == 0);
+        sleep(millis(3_600_000)).await;
+        assert_eq!(pool.stats().active, 1);
+        get(&client).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn late_dial_is_not_wasted_and_not_kept_beyond_the_idle_limit() {
+    for (keep, opened) in [(20, 1), (0, 0)] {
+        let sim = sound(Protocols::Http1);
+        sim.dial_takes(millis(100));
+        let limits = Limits::default().max_keepalive_connections(keep);
+        let pool = sim.pool(|pool| pool.limits(limits));
+        let client = sim::client(&pool, Protocols::Http1);
+        let request = tokio::spawn({
+            let client = client.clone();
+            async move { get(&client).await }
+        });
+        sleep(millis(50)).await;
+        request.abort();
+        sleep(millis(100)).await;
+        let stats = pool.stats();
+        assert_eq!((sim.dials(), stats.idle, sim.live()), (1, opened, opened));
+        assert_eq!((stats.waiting, stats.active), (0, 0));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn limits_count_dials_in_progress() {
+    let sim = sound(Protocols::Http1);
+    sim.dial_takes(millis(1_000));
+    let limits = Limits::default().max_connections_per_host(2);
+    let pool = sim.pool(|pool| pool.limits(limits));
+    let client = sim::client(&pool, Protocols::Http1);
+    let requests: Vec<_> = (0..10)
+        .map(|_| {
+            let client = client.clone();
+            tokio::spawn(async move { get(&client).await })
+        })
+        .collect();
+    sleep(millis(500)).await;
+    assert_eq!((sim.dials(), pool.stats().open), (2, 2));
+    for request in requests {
+        request.await.unwrap();
+    }
+    assert_eq!(sim.dials(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn warming_reports_only_what_could_be_kept() {
+    let sim = sound(Protocols::Http1);
+    let pool = sim.pool(|pool| pool);
+    let client = sim::client(&pool, Protocols::Http1);
+    let report = client.warm(50).await.unwrap();
+    assert_eq!(report.ready(), 20, "as many as may be idle");
+    let error = report.error.expect("told");
+    assert_eq!(error.kind(), ErrorKind::Limit);
+    assert!(
+        error.to_string().contains("max_keepalive_connections"),
+        "{error}"
+    );
+    for ready in &report.connections {
+        assert!(ready.opened);
+        assert!(ready.connection.trace().ready.is_some());
+    }
+}
