@@ -5,7 +5,7 @@
 //! with mutated seeds.
 // layering: the door of the fuzz targets to every reader of bytes, whatever its layer.
 
-use crate::{dns, http_head, http1, http2, origin};
+use crate::{dns, http_head, http1, http2, origin, pool};
 
 /// The head of an HTTP/1 response; the first two bytes are where it is split.
 pub fn h1_head(data: &[u8]) {
@@ -31,6 +31,11 @@ pub fn h2_tap(data: &[u8]) {
 /// Operations on the cache of names, two bytes each.
 pub fn dns_cache(data: &[u8]) {
     dns::check_operations(data);
+}
+
+/// Operations on the books of one origin, two bytes each behind one for the limits.
+pub fn pool_state(data: &[u8]) {
+    pool::check_operations(data);
 }
 
 /// A URL; bytes that are not UTF-8 end it.
@@ -61,7 +66,7 @@ mod tests {
     type Target = fn(&[u8]);
 
     /// Every target with the bytes that its format is made of.
-    const TARGETS: [(&str, Target, &[u8]); 5] = [
+    const TARGETS: [(&str, Target, &[u8]); 6] = [
         ("h1_head", h1_head, b"HTTP/1.10 2\r\n\t:aZ-\0;=\x80"),
         (
             "h1_chunked",
@@ -77,6 +82,13 @@ mod tests {
             "dns_cache",
             dns_cache,
             &[0, 1, 4, 5, 7, 8, 10, 11, 20, 27, 40, 43, 64, 80, 100, 240],
+        ),
+        (
+            "pool_state",
+            pool_state,
+            &[
+                0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 28, 64, 80, 128, 200,
+            ],
         ),
         ("origin", origin, b"htps:/@[].%?#\\0127xfn-_ABZ\xc3\xbc\t"),
     ];
@@ -210,6 +222,11 @@ mod tests {
     #[test]
     fn dns_cache_holds_over_random_operations() {
         drive("dns_cache");
+    }
+
+    #[test]
+    fn pool_state_holds_over_random_operations() {
+        drive("pool_state");
     }
 
     #[test]

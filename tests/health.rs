@@ -19,9 +19,11 @@ const HEADERS: u8 = 1;
 const PING: u8 = 6;
 const ACK: u8 = 1;
 
-/// What the peer saw and when, in milliseconds since the test began.
+/// A connection, what its peer saw, and when in milliseconds since the test began.
+type Entry = (usize, &'static str, u64);
+
 #[derive(Clone)]
-struct Log(Arc<Mutex<Vec<(usize, &'static str, u64)>>>, Instant);
+struct Log(Arc<Mutex<Vec<Entry>>>, Instant);
 
 impl Log {
     fn new() -> Self {

@@ -15,6 +15,7 @@ use tokio::task::unconstrained;
 
 use super::host::{Checkout, Denied, Grant, Host, Place};
 use super::lease::Lease;
+use super::state::Cover;
 
 /// How long a request may wait.
 #[derive(Clone, Copy, Debug, Default)]
@@ -104,7 +105,7 @@ async fn dial_fresh(
         outcome = receiver => match outcome {
             Ok(Ok(grant)) => {
                 let stay = Stay { since, waits_for: None };
-                stay.note(recorder, grant.covered, grant.dial.as_deref());
+                stay.note(recorder, grant.cover, grant.dial.as_deref());
                 Ok(Some(grant))
             }
             Ok(Err(denied)) => {
@@ -145,42 +146,42 @@ async fn wait(
         waits_for: place.waits_for,
     };
     loop {
-        let (covered, dial) = place.standing().unwrap_or((None, None));
-        let alarm = Alarm::next(since, covered, limits);
+        let (cover, dial) = place.standing().unwrap_or_default();
+        let alarm = Alarm::next(since, cover.since, limits);
         let outcome = tokio::select! {
             biased;
             outcome = &mut place.receiver => outcome,
             () = alarm.sleep() => {
                 let standing = place.standing();
-                let Some((now_covered, dial)) = standing else {
+                let Some((now_cover, dial)) = standing else {
                     // Served in this very moment: the answer is on its way.
                     continue;
                 };
-                if now_covered != covered {
+                if now_cover.since != cover.since || alarm.is_look {
                     continue;
                 }
-                stay.note(recorder, covered, None);
-                return Err(alarm.error(recorder, covered, dial, &place.host));
+                stay.note(recorder, now_cover, None);
+                return Err(alarm.error(recorder, now_cover.since, dial, &place.host));
             }
         };
         drop(dial);
         return match outcome {
             Ok(Ok(grant)) => {
-                stay.note(recorder, grant.covered, grant.dial.as_deref());
+                if stay.note(recorder, grant.cover, grant.dial.as_deref()) {
+                    place.host.count_limit_hit();
+                }
                 Ok(grant)
             }
-            Ok(Err(Denied {
-                error,
-                covered,
-                dial,
-            })) => {
-                match dial {
+            Ok(Err(Denied { error, cover, dial })) => {
+                match (dial, cover.since) {
                     // It failed with this dial: its phases are what was waited for.
-                    Some(dial) => {
-                        stay.note_before(recorder, covered.unwrap_or(since));
-                        recorder.waiting(WaitCause::Dial, covered.unwrap_or(since), Some(dial));
+                    (Some(dial), Some(covered)) => {
+                        stay.note_before(recorder, cover, covered);
+                        recorder.waiting(WaitCause::Dial, covered, Some(dial));
                     }
-                    None => stay.note(recorder, covered, None),
+                    _ => {
+                        stay.note(recorder, cover, None);
+                    }
                 }
                 Err(error)
             }
@@ -198,32 +199,47 @@ struct Stay {
 
 impl Stay {
     /// Tells the recorder what was waited for. With the dial that served it, its phases explain the
-    /// time from its start on.
+    /// time from its start on. True if it met a limit only on the way.
     fn note(
         self,
         recorder: &mut RequestRecorder,
-        covered: Option<Instant>,
+        cover: Cover,
         served_by: Option<&ConnectionTrace>,
-    ) {
+    ) -> bool {
         let leave = now();
-        self.note_before(recorder, covered.unwrap_or(leave));
-        let Some(enter) = covered else { return };
-        let leave = served_by.map_or(leave, |trace| trace.start.min(leave));
-        if leave > enter {
-            let why = WaitCause::Dial;
-            recorder.emit(RequestEvent::Waited(Waited { why, enter, leave }));
+        let met_limit = self.note_before(recorder, cover, cover.since.unwrap_or(leave));
+        if let Some(enter) = cover.since {
+            let leave = served_by.map_or(leave, |trace| trace.start.min(leave));
+            waited(recorder, Some(WaitCause::Dial), enter, leave);
         }
+        met_limit
     }
 
-    /// The time before a dial ran for it. If nothing forbade one, that was our own work.
-    fn note_before(self, recorder: &mut RequestRecorder, leave: Instant) {
-        let enter = self.since;
-        if let Some(why) = self.waits_for
-            && leave > enter
-        {
-            recorder.emit(RequestEvent::Waited(Waited { why, enter, leave }));
-        }
+    /// The time before the last dial that ran for it, up to `leave`. If nothing forbade a dial at first,
+    /// that was our own work; what lies behind one that served others was a limit's.
+    fn note_before(self, recorder: &mut RequestRecorder, cover: Cover, leave: Instant) -> bool {
+        let Some((first, last)) = cover.before else {
+            waited(recorder, self.waits_for, self.since, leave);
+            return false;
+        };
+        waited(recorder, self.waits_for, self.since, first);
+        waited(recorder, Some(WaitCause::Dial), first, last);
+        let why = self.waits_for.unwrap_or(WaitCause::Limit);
+        waited(recorder, Some(why), last, leave) && self.waits_for.is_none()
     }
+}
+
+fn waited(
+    recorder: &mut RequestRecorder,
+    why: Option<WaitCause>,
+    enter: Instant,
+    leave: Instant,
+) -> bool {
+    let Some(why) = why.filter(|_| leave > enter) else {
+        return false;
+    };
+    recorder.emit(RequestEvent::Waited(Waited { why, enter, leave }));
+    true
 }
 
 /// The timeout that runs out first.
@@ -231,31 +247,32 @@ struct Alarm {
     at: Option<Instant>,
     what: &'static str,
     limit: Duration,
+    /// No timeout, but time to look whether one applies by now.
+    is_look: bool,
 }
 
 impl Alarm {
     fn next(since: Instant, covered: Option<Instant>, limits: WaitLimits) -> Self {
         let own = match covered {
-            Some(covered) => limits
-                .connect
-                .map(|d| (deadline(covered, d), "connect timeout", d)),
+            Some(covered) => match limits.connect {
+                Some(d) => Some((deadline(covered, d), "connect timeout", d)),
+                // Its dial may end without having served it.
+                None => limits.queue.map(|d| (deadline(now(), d), "", d)),
+            },
             None => limits
                 .queue
                 .map(|d| (deadline(since, d), "queue timeout", d)),
         };
         let total = limits.until.map(|(at, d)| (at, "timeout", d));
         let first = own.into_iter().chain(total).min_by_key(|(at, ..)| *at);
-        match first {
-            Some((at, what, limit)) => Self {
-                at: Some(at),
-                what,
-                limit,
-            },
-            None => Self {
-                at: None,
-                what: "",
-                limit: Duration::ZERO,
-            },
+        let (at, what, limit) = first.map_or((None, "", Duration::ZERO), |(at, what, limit)| {
+            (Some(at), what, limit)
+        });
+        Self {
+            at,
+            what,
+            limit,
+            is_look: at.is_some() && what.is_empty(),
         }
     }
 

@@ -22,7 +22,7 @@ use super::dial::{DialSink, Dialled};
 use super::host::{Books, Denied, Dialling, Grant, Host, Outcome, State};
 use super::lease::{H1Conn, H1Lease, H2Conn, H2Lease, Home, IdleWake, Lease, Seat, Tenure};
 use super::shared::{Killer, Live, REMEMBER_ORIGIN, pool_closed};
-use super::state::{DialEntry, Multiplexed, Purpose, Waiter};
+use super::state::{Cover, DialEntry, Multiplexed, Purpose, Waiter};
 use super::term::Term;
 
 /// A failed dial beside a working HTTP/2 connection is not repeated before.
@@ -110,16 +110,12 @@ impl Host {
             self.janitor.due_at(change);
         }
         match whom {
-            Some(ForWhom {
-                sender,
-                how,
-                covered,
-            }) => {
+            Some(ForWhom { sender, how, cover }) => {
                 let grant = Grant {
                     lease: Lease::H1(H1Lease::new(conn, self.clone())),
                     how,
                     dial: Some(trace),
-                    covered,
+                    cover,
                 };
                 self.hand_out(vec![(sender, Ok(grant))]);
             }
@@ -145,14 +141,14 @@ impl Host {
             return Some(ForWhom {
                 sender,
                 how: ConnectionUse::New,
-                covered: Some(dial.started),
+                cover: dialled_since(dial.started),
             });
         }
         let waiter = state.next_for(early)?;
         self.left_line(1);
         Some(ForWhom {
             how: new_or_joined(&waiter, dial.as_ref(), true),
-            covered: waiter.covered,
+            cover: waiter.cover,
             sender: waiter.whom,
         })
     }
@@ -201,8 +197,9 @@ impl Host {
             if let Some(whom) = dial.as_mut().and_then(|dial| dial.what.reserved.take())
                 && let Some(taken) = conn.try_take()
             {
-                let covered = dial.as_ref().map(|dial| dial.started);
-                let grant = self.grant_stream(&conn, taken.before, ConnectionUse::New, covered);
+                let cover = dial.as_ref().map(|dial| dialled_since(dial.started));
+                let cover = cover.unwrap_or_default();
+                let grant = self.grant_stream(&conn, taken.before, ConnectionUse::New, cover);
                 grants.push((whom, Ok(grant)));
             }
             let is_successor = dial
@@ -259,7 +256,7 @@ impl Host {
         conn: &Arc<H2Conn>,
         before: u32,
         how: ConnectionUse,
-        covered: Option<Instant>,
+        cover: Cover,
     ) -> Grant {
         if before == 0 {
             self.shared.less_idle();
@@ -268,7 +265,7 @@ impl Host {
             lease: Lease::H2(H2Lease::new(conn.clone(), self.clone())),
             how,
             dial: Some(conn.info.shared_trace()),
-            covered,
+            cover,
         }
     }
 
@@ -292,7 +289,7 @@ impl Host {
             };
             self.left_line(1);
             let how = how(&waiter, grants.is_empty());
-            let grant = self.grant_stream(conn, taken.before, how, waiter.covered);
+            let grant = self.grant_stream(conn, taken.before, how, waiter.cover);
             grants.push((waiter.whom, Ok(grant)));
         }
     }
@@ -327,32 +324,30 @@ impl Host {
                 state.spare_after = Some(after);
                 again = Some(after);
             }
-            if !state.is_opening() {
-                state.uncover();
-            }
+            state.cover(at);
             (dial, failed, again)
         };
         self.left_line(failed.len());
         self.janitor
             .due_at(again.unwrap_or_else(|| deadline(at, REMEMBER_ORIGIN)));
-        let denied = |whom, covered| {
+        let denied = |whom, cover| {
             let denied = Denied {
                 error: error.clone(),
-                covered,
+                cover,
                 dial: Some(recorder.clone()),
             };
             (whom, Err(denied))
         };
         let mut answers: Vec<_> = failed
             .into_iter()
-            .map(|waiter| denied(waiter.whom, waiter.covered))
+            .map(|waiter| denied(waiter.whom, waiter.cover))
             .collect();
         if let Some(dial) = dial {
             if let Purpose::Successor(old) = dial.purpose {
                 self.successor_failed(old);
             }
             if let Some(whom) = dial.what.reserved {
-                answers.push(denied(whom, Some(dial.started)));
+                answers.push(denied(whom, dialled_since(dial.started)));
             }
             for report in dial.what.reports {
                 let _ = report.send(Err(error.clone()));
@@ -366,7 +361,15 @@ impl Host {
 struct ForWhom {
     sender: oneshot::Sender<Outcome>,
     how: ConnectionUse,
-    covered: Option<Instant>,
+    cover: Cover,
+}
+
+/// It had a dial of its own.
+fn dialled_since(started: Instant) -> Cover {
+    Cover {
+        since: Some(started),
+        before: None,
+    }
 }
 
 /// The shortest time in which the peer can answer, as far as setting the connection up has told.

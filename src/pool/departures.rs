@@ -52,7 +52,7 @@ impl Host {
     fn is_below_minimum(&self) -> bool {
         let books = lock(&self.books);
         let minimum = books.minimum();
-        books.state.is_below_minimum(minimum)
+        books.state.wants_shared(minimum)
     }
 
     /// Calls `give` if a connection that is free now should go to an origin that waits for a place.
@@ -194,7 +194,7 @@ impl Host {
             let state = &mut books.state;
             if requests > 0 && !state.habits.allows_reuse(at) {
                 out = Some((conn, CloseReason::Distrusted));
-            } else if let Some(Waiter { whom, covered, .. }) = state.line.pop() {
+            } else if let Some(Waiter { whom, cover, .. }) = state.line.pop() {
                 self.left_line(1);
                 state.cover(at);
                 let how = reused(&conn.info);
@@ -206,7 +206,7 @@ impl Host {
                         lease: Lease::H1(H1Lease::new(conn, self.clone())),
                         how,
                         dial: None,
-                        covered,
+                        cover,
                     }),
                 ));
             } else {
@@ -225,7 +225,7 @@ impl Host {
                 due = Some(idle.peer_expires.unwrap_or(idle.expires).min(idle.expires));
                 if self.shared.try_idle() {
                     state.put_idle(idle);
-                } else if state.is_below_minimum(minimum) {
+                } else if state.wants_idle(minimum) {
                     self.shared.more_idle();
                     state.put_idle(idle);
                 } else {

@@ -26,7 +26,7 @@ use super::lease::{H1Conn, H1Lease, H2Conn, H2Lease, Home, Lease};
 use super::line::Ticket;
 use super::maintenance::Janitor;
 use super::shared::{Live, ROOM_AFTER, Shared, pool_closed};
-use super::state::{HostState, Idle, Minimum, Multiplexed, Pulse, Purpose, Waiter};
+use super::state::{Cover, HostState, Idle, Minimum, Multiplexed, Pulse, Purpose, Waiter};
 use super::term::Standing;
 
 /// What a waiter gets.
@@ -36,14 +36,14 @@ pub(crate) struct Grant {
     pub(crate) how: ConnectionUse,
     /// The dial that served it, if one did.
     pub(crate) dial: Option<Arc<ConnectionTrace>>,
-    pub(crate) covered: Option<Instant>,
+    pub(crate) cover: Cover,
 }
 
 /// A dial failed; its recorder knows how far it had come.
 #[derive(Debug)]
 pub(crate) struct Denied {
     pub(crate) error: Error,
-    pub(crate) covered: Option<Instant>,
+    pub(crate) cover: Cover,
     pub(crate) dial: Option<Arc<DialRecorder>>,
 }
 
@@ -258,7 +258,7 @@ impl Host {
             waits_for: None,
         };
         self.drive();
-        if let Some((None, _)) = self.standing(ticket) {
+        if let Some((Cover { since: None, .. }, _)) = self.standing(ticket) {
             let is_suspect = |conn: &Arc<H2Conn>| conn.pulse() == Pulse::Suspect;
             let suspect = lock(&self.books).state.shared.iter().any(is_suspect);
             if suspect {
@@ -308,6 +308,10 @@ impl Host {
         self.removed.load(Ordering::Acquire)
     }
 
+    pub(crate) fn count_limit_hit(&self) {
+        self.shared.counters.limit_hit();
+    }
+
     /// Whether somebody is in line, for who has just given something back.
     pub(super) fn has_waiters(&self) -> bool {
         fence(Ordering::SeqCst);
@@ -320,16 +324,13 @@ impl Host {
         self.shared.waiting.fetch_sub(n, Ordering::SeqCst);
     }
 
-    /// Since when a dial runs for this waiter, and the oldest dial; `None` once it has left.
-    pub(super) fn standing(
-        &self,
-        ticket: Ticket,
-    ) -> Option<(Option<Instant>, Option<Arc<DialRecorder>>)> {
+    /// When dials run or ran for this waiter, and the oldest dial; `None` once it has left.
+    pub(super) fn standing(&self, ticket: Ticket) -> Option<(Cover, Option<Arc<DialRecorder>>)> {
         let books = lock(&self.books);
-        let covered = books.state.covered(ticket)?;
+        let cover = books.state.cover_of(ticket)?;
         let dial = books.state.dials.first();
         let dial = dial.map(|dial| dial.what.recorder.clone());
-        Some((covered, dial))
+        Some((cover, dial))
     }
 
     /// Serves whoever can be served and starts the dials that are wanted.
@@ -397,7 +398,7 @@ impl Host {
             } else {
                 return;
             };
-            let Waiter { whom, covered, .. } = state.line.pop().expect("the line is not empty");
+            let Waiter { whom, cover, .. } = state.line.pop().expect("the line is not empty");
             self.left_line(1);
             grants.push((
                 whom,
@@ -405,7 +406,7 @@ impl Host {
                     lease,
                     how,
                     dial: None,
-                    covered,
+                    cover,
                 }),
             ));
         }
@@ -649,8 +650,8 @@ pub(crate) struct Place {
 }
 
 impl Place {
-    /// Since when a dial runs for it, and the oldest dial; `None` once it has been served.
-    pub(crate) fn standing(&self) -> Option<(Option<Instant>, Option<Arc<DialRecorder>>)> {
+    /// When dials run or ran for it, and the oldest dial; `None` once it has been served.
+    pub(crate) fn standing(&self) -> Option<(Cover, Option<Arc<DialRecorder>>)> {
         self.host.standing(self.ticket)
     }
 }

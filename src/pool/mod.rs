@@ -44,5 +44,7 @@ pub(crate) use lease::{H1Lease, H2Lease, Lease, UpgradedLease};
 pub use limits::Limits;
 pub(crate) use registry::{Pool, PoolConfig};
 pub(crate) use state::Minimum;
+#[cfg(any(test, fuzzing))]
+pub(crate) use state::check_operations;
 pub(crate) use warm::warm;
 pub use warm::{WarmConnection, WarmReport};

@@ -76,13 +76,34 @@ impl<I> Idle<I> {
     }
 }
 
+/// When a dial ran that was for a waiter.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Cover {
+    /// Since when one runs now.
+    pub(crate) since: Option<Instant>,
+    /// From the first to the last moment of those that served others or failed.
+    pub(crate) before: Option<(Instant, Instant)>,
+}
+
+impl Cover {
+    fn begin(&mut self, now: Instant) {
+        self.since = Some(now);
+    }
+
+    fn end(&mut self, now: Instant) {
+        if let Some(since) = self.since.take() {
+            let first = self.before.map_or(since, |(first, _)| first);
+            self.before = Some((first, now));
+        }
+    }
+}
+
 /// A request in line.
 #[derive(Debug)]
 pub(crate) struct Waiter<W> {
     pub(crate) whom: W,
     pub(crate) since: Instant,
-    /// Since when a dial runs that is for it.
-    pub(crate) covered: Option<Instant>,
+    pub(crate) cover: Cover,
     /// Its request may travel as early data.
     pub(crate) early: bool,
 }
@@ -203,17 +224,16 @@ impl<I, S: Multiplexed + Clone, W, D> HostState<I, S, W, D> {
         let ticket = self.line.push(Waiter {
             whom,
             since: now,
-            covered: None,
+            cover: Cover::default(),
             early,
         });
         self.cover(now);
         ticket
     }
 
-    /// Since when a dial runs that is for this waiter: the inner `None` says that it waits for a
-    /// limit, the outer one that it has left.
-    pub(crate) fn covered(&self, ticket: Ticket) -> Option<Option<Instant>> {
-        Some(self.line.get(ticket)?.covered)
+    /// When a dial runs or ran for this waiter; `None` once it has left.
+    pub(crate) fn cover_of(&self, ticket: Ticket) -> Option<Cover> {
+        Some(self.line.get(ticket)?.cover)
     }
 
     /// Whom a new connection serves: the first in line, or the first whose request may travel as
@@ -328,12 +348,14 @@ impl<I, S: Multiplexed + Clone, W, D> HostState<I, S, W, D> {
         wanted
     }
 
-    /// Whether one of the idle connections more is to be kept, whatever the idle limit says.
-    pub(crate) fn is_below_minimum(&self, minimum: Minimum) -> bool {
-        match self.verdict {
-            Some(Version::HTTP_2) => self.shared.len() <= minimum.shared,
-            _ => self.idle.len() < minimum.idle,
-        }
+    /// Whether one more idle HTTP/1.1 connection is to be kept, whatever the idle limit says.
+    pub(crate) fn wants_idle(&self, minimum: Minimum) -> bool {
+        self.idle.len() < minimum.idle
+    }
+
+    /// Whether every HTTP/2 connection is to be kept, whatever the idle limit says.
+    pub(crate) fn wants_shared(&self, minimum: Minimum) -> bool {
+        self.shared.len() <= minimum.shared
     }
 
     /// Takes out the idle connections that are past their time, or over for another reason, the oldest
@@ -409,19 +431,15 @@ impl<I, S: Multiplexed + Clone, W, D> HostState<I, S, W, D> {
         id
     }
 
-    /// Marks the waiters for whom a dial runs.
+    /// Marks the waiters for whom a dial runs, and no others.
     pub(crate) fn cover(&mut self, now: Instant) {
         let covered = match self.verdict {
             Some(Version::HTTP_11) => self.dials.len(),
             _ if !self.is_opening() => 0,
             _ => self.line.len(),
         };
-        self.line.mark(covered, |waiter| waiter.covered = Some(now));
-    }
-
-    /// No dial runs any more for those who wait.
-    pub(crate) fn uncover(&mut self) {
-        self.line.unmark(|waiter| waiter.covered = None);
+        self.line.mark(covered, |waiter| waiter.cover.begin(now));
+        self.line.unmark(covered, |waiter| waiter.cover.end(now));
     }
 
     /// A dial is over.
@@ -495,14 +513,430 @@ impl<I, S: Multiplexed + Clone, W, D> HostState<I, S, W, D> {
     }
 }
 
+/// The properties that the fuzz target asserts while it plays the acting part with operations made of its
+/// input, two bytes each: slots in use are leases alive, limits hold, every waiter settles once and in its
+/// turn, nobody waits beside what could serve them, and nothing is used after it was closed.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn check_operations(input: &[u8]) {
+    let mut play = play::Play::new(input.first().copied().unwrap_or(0));
+    for op in input.get(1..).unwrap_or_default().chunks_exact(2) {
+        play.act(op[0], op[1]);
+        play.check();
+    }
+    play.finish();
+}
+
+#[cfg(any(test, fuzzing))]
+mod play {
+    // layering: uses this module, its siblings line and habits, and http2, which is below.
+    use std::cell::Cell;
+    use std::collections::{HashMap, HashSet};
+    use std::rc::Rc;
+
+    use super::*;
+    use crate::http2::Taken;
+
+    /// An HTTP/2 connection: streams in use, their limit, what is known of it.
+    #[derive(Clone, Debug)]
+    pub(super) struct Shared(Rc<Facts>);
+
+    #[derive(Debug)]
+    struct Facts {
+        id: u64,
+        in_use: Cell<u32>,
+        limit: Cell<u32>,
+        is_settled: Cell<bool>,
+        pulse: Cell<Pulse>,
+    }
+
+    impl Multiplexed for Shared {
+        fn try_take(&self) -> Option<Taken> {
+            let (before, limit) = (self.0.in_use.get(), self.0.limit.get());
+            let may = before < limit && self.0.pulse.get() == Pulse::Alive;
+            may.then(|| {
+                self.0.in_use.set(before + 1);
+                Taken { before, limit }
+            })
+        }
+        fn in_use(&self) -> u32 {
+            self.0.in_use.get()
+        }
+        fn is_settled(&self) -> bool {
+            self.0.is_settled.get()
+        }
+        fn pulse(&self) -> Pulse {
+            self.0.pulse.get()
+        }
+    }
+
+    enum Lease {
+        H1(u64),
+        H2(Shared),
+    }
+
+    pub(super) struct Play {
+        state: HostState<u64, Shared, u64, ()>,
+        rules: Rules,
+        minimum: Minimum,
+        idle_limit: usize,
+        now: Instant,
+        next: u64,
+        leases: Vec<Lease>,
+        alive: HashSet<u64>,
+        /// Retired, with streams still.
+        retired: Vec<Shared>,
+        waiting: HashMap<u64, Ticket>,
+        settled: HashSet<u64>,
+        served_last: u64,
+    }
+
+    impl Play {
+        pub(super) fn new(setup: u8) -> Self {
+            let now = Instant::now();
+            let verdict = match setup % 3 {
+                0 => None,
+                1 => Some(Version::HTTP_11),
+                _ => Some(Version::HTTP_2),
+            };
+            let n = usize::from(setup / 3 % 4);
+            Self {
+                state: HostState::new(verdict, now),
+                rules: Rules {
+                    max_per_host: 1 + n,
+                    max_shared: 1 + usize::from(setup / 12 % 3),
+                },
+                minimum: Minimum {
+                    idle: usize::from(setup / 36 % 3),
+                    shared: usize::from(setup / 36 % 2),
+                },
+                idle_limit: usize::from(setup / 108 % 3),
+                now,
+                next: 0,
+                leases: Vec::new(),
+                alive: HashSet::new(),
+                retired: Vec::new(),
+                waiting: HashMap::new(),
+                settled: HashSet::new(),
+                served_last: 0,
+            }
+        }
+
+        fn id(&mut self) -> u64 {
+            self.next += 1;
+            self.next
+        }
+
+        pub(super) fn act(&mut self, op: u8, arg: u8) {
+            match op % 13 {
+                0..=2 => self.request(arg),
+                3 => self.dial_ends(arg, true, false),
+                4 => self.dial_ends(arg, true, true),
+                5 => self.dial_ends(arg, false, false),
+                6 | 7 => self.lease_ends(arg),
+                8 => self.waiter_goes(arg),
+                9 => self.idle_closes(arg),
+                10 => self.shared_changes(arg),
+                11 => self.now += Duration::from_millis(u64::from(arg) * 40),
+                _ => self.expire(),
+            }
+            self.drive();
+        }
+
+        fn request(&mut self, arg: u8) {
+            if self.state.line.is_empty() {
+                if let Some(idle) = self.state.take_idle() {
+                    return self.lend(Lease::H1(idle.conn));
+                }
+                if let Some((conn, taken)) = self.state.take_stream() {
+                    if self.state.wants_spare(taken, self.rules, self.now) {
+                        self.state.dial_started((), false, Purpose::Spare, self.now);
+                    }
+                    return self.lend(Lease::H2(conn));
+                }
+            }
+            let whom = self.id();
+            let ticket = self.state.enqueue(whom, arg & 1 == 1, self.now);
+            self.waiting.insert(whom, ticket);
+        }
+
+        fn lend(&mut self, lease: Lease) {
+            if let Lease::H1(id) = &lease {
+                assert!(self.alive.contains(id), "used after it was closed");
+            }
+            self.leases.push(lease);
+        }
+
+        fn serve(&mut self, waiter: &Waiter<u64>, lease: Lease) {
+            self.settle(waiter.whom);
+            if !waiter.early {
+                // Those who may travel as early data can be called before their turn.
+                let turn = self.waiting.keys().all(|other| {
+                    *other > waiter.whom || {
+                        let ticket = self.waiting[other];
+                        self.state.line.get(ticket).is_some_and(|w| w.early)
+                    }
+                });
+                assert!(turn, "out of turn");
+            }
+            self.served_last = waiter.whom;
+            self.lend(lease);
+        }
+
+        fn settle(&mut self, whom: u64) {
+            assert!(self.waiting.remove(&whom).is_some(), "it was waiting");
+            assert!(self.settled.insert(whom), "every waiter settles once");
+        }
+
+        /// As the host does after every change.
+        fn drive(&mut self) {
+            while !self.state.line.is_empty() {
+                let lease = if let Some(idle) = self.state.take_idle() {
+                    Lease::H1(idle.conn)
+                } else if let Some((conn, _)) = self.state.take_stream() {
+                    Lease::H2(conn)
+                } else {
+                    break;
+                };
+                let waiter = self.state.next_for(false).expect("not empty");
+                self.serve(&waiter, lease);
+            }
+            self.state.cover(self.now);
+            while self.state.dials_wanted(self.rules, self.now) > 0 {
+                self.state
+                    .dial_started((), false, Purpose::Waiters, self.now);
+            }
+            let pause = Duration::from_secs(1);
+            let wanted = self
+                .state
+                .minimum_wanted(self.minimum, self.rules, pause, self.now);
+            for _ in 0..wanted {
+                self.state
+                    .dial_started((), false, Purpose::Minimum, self.now);
+            }
+        }
+
+        fn dial_ends(&mut self, arg: u8, succeeds: bool, is_http2: bool) {
+            if self.state.dials.is_empty() {
+                return;
+            }
+            let id = self.state.dials[usize::from(arg) % self.state.dials.len()].id;
+            assert!(self.state.dial_ended(id).is_some());
+            assert!(self.state.dial_ended(id).is_none());
+            if !succeeds {
+                if !self.state.shared.is_empty() {
+                    self.state.spare_after = Some(self.now + Duration::from_secs(1));
+                }
+                for waiter in self.state.failed_waiters() {
+                    self.settle(waiter.whom);
+                }
+                return;
+            }
+            let id = self.id();
+            self.state.open += 1;
+            self.alive.insert(id);
+            if is_http2 {
+                self.state.verdict = Some(Version::HTTP_2);
+                let conn = Shared(Rc::new(Facts {
+                    id,
+                    in_use: Cell::new(0),
+                    limit: Cell::new(u32::from(arg % 4)),
+                    is_settled: Cell::new(arg & 64 == 0),
+                    pulse: Cell::new(Pulse::Alive),
+                }));
+                if arg & 128 == 0 || !self.state.line.is_empty() {
+                    self.state.shared.push(conn);
+                } else {
+                    self.state.settling.push(conn);
+                }
+            } else {
+                self.state.verdict = Some(Version::HTTP_11);
+                if let Some(waiter) = self.state.next_for(false) {
+                    self.serve(&waiter, Lease::H1(id));
+                } else {
+                    self.put_idle(id);
+                }
+            }
+        }
+
+        fn put_idle(&mut self, conn: u64) {
+            let has_room =
+                self.state.idle.len() < self.idle_limit || self.state.wants_idle(self.minimum);
+            if !has_room {
+                return self.close(conn);
+            }
+            self.state.put_idle(Idle {
+                conn,
+                since: self.now,
+                expires: self.now + Duration::from_secs(5),
+                peer_expires: None,
+            });
+        }
+
+        fn close(&mut self, id: u64) {
+            assert!(self.alive.remove(&id), "closed once");
+            self.state.open -= 1;
+        }
+
+        fn lease_ends(&mut self, arg: u8) {
+            if self.leases.is_empty() {
+                return;
+            }
+            let at = usize::from(arg) % self.leases.len();
+            match self.leases.swap_remove(at) {
+                Lease::H1(id) if arg & 128 != 0 => self.close(id),
+                Lease::H1(id) => match self.state.next_for(false) {
+                    Some(waiter) => self.serve(&waiter, Lease::H1(id)),
+                    None => self.put_idle(id),
+                },
+                Lease::H2(conn) => {
+                    conn.0.in_use.set(conn.0.in_use.get() - 1);
+                    let is_it = |c: &Shared| Rc::ptr_eq(&c.0, &conn.0);
+                    if conn.in_use() == 0 && self.retired.iter().any(is_it) {
+                        self.retired.retain(|c| !is_it(c));
+                        self.close(conn.0.id);
+                    }
+                }
+            }
+        }
+
+        fn waiter_goes(&mut self, arg: u8) {
+            let mut waiting: Vec<_> = self.waiting.keys().copied().collect();
+            waiting.sort_unstable();
+            if waiting.is_empty() {
+                return;
+            }
+            let whom = waiting[usize::from(arg) % waiting.len()];
+            let ticket = self.waiting[&whom];
+            let waiter = self.state.line.leave(ticket).expect("it stands in line");
+            assert_eq!(waiter.whom, whom);
+            self.settle(whom);
+        }
+
+        fn idle_closes(&mut self, arg: u8) {
+            if !self.state.idle.is_empty() {
+                let at = usize::from(arg) % self.state.idle.len();
+                let idle = self.state.idle.remove(at);
+                self.close(idle.conn);
+            }
+        }
+
+        fn shared_changes(&mut self, arg: u8) {
+            let all: Vec<_> = self.state.multiplexed().cloned().collect();
+            if all.is_empty() {
+                return;
+            }
+            let conn = all[usize::from(arg) % all.len()].clone();
+            let is_it = |c: &Shared| Rc::ptr_eq(&c.0, &conn.0);
+            match arg / 16 % 6 {
+                0 => conn.0.limit.set(u32::from(arg % 5)),
+                1 => conn.0.pulse.set(Pulse::Suspect),
+                2 if conn.pulse() == Pulse::Suspect => conn.0.pulse.set(Pulse::Late),
+                2 | 3 => conn.0.pulse.set(Pulse::Alive),
+                4 => {
+                    conn.0.is_settled.set(true);
+                    self.state.settled(is_it);
+                }
+                _ => {
+                    assert!(self.state.take_off(is_it).is_some());
+                    assert!(self.state.take_off(is_it).is_none());
+                    if conn.in_use() == 0 {
+                        self.close(conn.0.id);
+                    } else {
+                        self.retired.push(conn);
+                    }
+                }
+            }
+        }
+
+        fn expire(&mut self) {
+            let before = self.state.idle.len();
+            let (overdue, next) = self.state.expire_idle(self.minimum, self.now, |_| None);
+            assert!(next.is_none_or(|next| next > self.now));
+            assert_eq!(before, self.state.idle.len() + overdue.len());
+            if !overdue.is_empty() {
+                assert!(self.state.idle.len() >= self.minimum.idle.min(before));
+            }
+            for (idle, why) in overdue {
+                assert_eq!(why, CloseReason::IdleExpired);
+                self.close(idle.conn);
+            }
+        }
+
+        pub(super) fn check(&self) {
+            let state = &self.state;
+            let of = |conn: &Shared| {
+                let is_on =
+                    |lease: &&Lease| matches!(lease, Lease::H2(c) if Rc::ptr_eq(&c.0, &conn.0));
+                self.leases.iter().filter(is_on).count()
+            };
+            for conn in state.multiplexed().chain(&self.retired) {
+                assert_eq!(conn.in_use() as usize, of(conn), "slots are leases");
+                assert!(self.alive.contains(&conn.0.id));
+            }
+            assert_eq!(state.open, self.alive.len());
+            assert!(state.open + state.dials.len() <= self.rules.max_per_host);
+            let most_idle = self.idle_limit.max(self.minimum.idle);
+            assert!(state.idle.len() <= most_idle, "{}", state.idle.len());
+            let mut idle = HashSet::new();
+            for entry in &state.idle {
+                assert!(self.alive.contains(&entry.conn) && idle.insert(entry.conn));
+                let is_lent = |lease: &Lease| matches!(lease, Lease::H1(id) if *id == entry.conn);
+                assert!(!self.leases.iter().any(is_lent), "lent and idle");
+            }
+            assert!(state.idle.is_sorted_by_key(|idle| idle.since));
+            assert_eq!(state.line.len(), self.waiting.len());
+            if !state.line.is_empty() {
+                assert!(state.idle.is_empty(), "waiting beside an idle connection");
+                let free = |c: &Shared| c.in_use() < c.0.limit.get() && c.pulse() == Pulse::Alive;
+                assert!(
+                    !state.shared.iter().any(free),
+                    "waiting beside a free stream"
+                );
+            }
+            // Who is covered stands before who is not, and never without a dial.
+            let covered: Vec<_> = state.line.iter().map(|w| w.cover.since.is_some()).collect();
+            assert!(covered.is_sorted_by(|a, b| a >= b), "{covered:?}");
+            assert!(state.is_opening() || !covered.contains(&true));
+            if state.verdict.is_none() {
+                assert!(state.dials.len() <= 1, "one dial tells the protocol");
+            }
+        }
+
+        /// Everything that runs comes to its end: nobody is left over.
+        pub(super) fn finish(mut self) {
+            for round in 0..10_000 {
+                self.now += Duration::from_secs(2);
+                for conn in self.state.multiplexed() {
+                    conn.0.pulse.set(Pulse::Alive);
+                    conn.0.is_settled.set(true);
+                    conn.0.limit.set(conn.0.limit.get().max(1));
+                }
+                let is_http2 = self.state.verdict == Some(Version::HTTP_2);
+                while let Some(conn) = self.state.settling.first().cloned() {
+                    self.state.settled(|c| Rc::ptr_eq(&c.0, &conn.0));
+                }
+                self.dial_ends(1, true, is_http2);
+                self.lease_ends(0);
+                self.drive();
+                self.check();
+                if self.waiting.is_empty() && self.leases.is_empty() && self.state.dials.is_empty()
+                {
+                    return;
+                }
+                assert!(round < 9_999, "somebody is left over");
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     // layering: uses this module and http2, which is below.
     use super::*;
     use crate::http2::Taken;
+    use proptest::prelude::*;
     use std::cell::Cell;
     use std::rc::Rc;
-    use std::time::Duration;
 
     #[derive(Clone)]
     struct Fake(Rc<(Cell<u32>, u32, bool)>);
@@ -550,13 +984,20 @@ mod tests {
         (state, now)
     }
 
+    proptest! {
+        #[test]
+        fn books_balance_whatever_happens(ops in prop::collection::vec(any::<u8>(), 0..600)) {
+            check_operations(&ops);
+        }
+    }
+
     #[test]
     fn unknown_protocol_dials_once_whoever_waits() {
         let (mut state, now) = state(None, 50);
         assert_eq!(state.dials_wanted(RULES, now), 1);
         state.dial_started((), false, Purpose::Waiters, now);
         assert_eq!(state.dials_wanted(RULES, now), 0);
-        assert!(state.line.iter().all(|w| w.covered == Some(now)));
+        assert!(state.line.iter().all(|w| w.cover.since == Some(now)));
     }
 
     #[test]
@@ -568,13 +1009,17 @@ mod tests {
             state.dial_started((), false, Purpose::Waiters, now);
         }
         assert_eq!(state.dials_wanted(RULES, now), 0);
-        let covered = state.line.iter().filter(|w| w.covered.is_some()).count();
+        let covered = state
+            .line
+            .iter()
+            .filter(|w| w.cover.since.is_some())
+            .count();
         assert_eq!(covered, 7);
         // The first is served by somebody else's connection: its dial is now for the eighth.
         state.line.pop();
         let later = now + Duration::from_millis(1);
         state.cover(later);
-        assert_eq!(state.line.iter().nth(6).unwrap().covered, Some(later));
+        assert_eq!(state.line.iter().nth(6).unwrap().cover.since, Some(later));
     }
 
     #[test]

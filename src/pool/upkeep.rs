@@ -111,7 +111,7 @@ impl Host {
                 waiter.whom,
                 Err(Denied {
                     error,
-                    covered: waiter.covered,
+                    cover: waiter.cover,
                     dial: None,
                 }),
             )
