@@ -308,10 +308,10 @@ async fn unread_body_is_drained_within_its_bounds_or_costs_the_connection() {
     let kib = 1024;
     // Bytes announced, bytes sent at once, pause before the rest, whether the connection is kept.
     for (length, at_once, pause, kept) in [
-        (Some(60 * kib), 1 * kib, 40, true),
-        (Some(60 * kib), 1 * kib, 60, false),
-        (Some(70 * kib), 1 * kib, 0, false),
-        (None, 1 * kib, 40, true),
+        (Some(60 * kib), kib, 40, true),
+        (Some(60 * kib), kib, 60, false),
+        (Some(70 * kib), kib, 0, false),
+        (None, kib, 40, true),
         (None, 63 * kib, 60, false),
         (None, 70 * kib, 0, false),
     ] {
