@@ -610,7 +610,7 @@ async fn ten_thousand_waiters_half_of_them_gone_are_served_in_order_and_leave_no
             waiters.push((
                 n,
                 tokio::spawn(async move {
-                    let mut response = client.get(&format!("/{n}")).send().await.unwrap();
+                    let mut response = client.get(format!("/{n}")).send().await.unwrap();
                     served.lock().unwrap().push(n);
                     response.bytes().await.unwrap();
                 }),

@@ -253,18 +253,25 @@ struct Alarm {
 
 impl Alarm {
     fn next(since: Instant, covered: Option<Instant>, limits: WaitLimits) -> Self {
+        /// A dial may end without having served those who waited for it; then the queue's timeout
+        /// holds again, and nobody tells.
+        const LOOK: Duration = Duration::from_millis(50);
+        let timeout = |at, what, limit| (deadline(at, limit), what, limit);
         let own = match covered {
-            Some(covered) => match limits.connect {
-                Some(d) => Some((deadline(covered, d), "connect timeout", d)),
-                // Its dial may end without having served it.
-                None => limits.queue.map(|d| (deadline(now(), d), "", d)),
-            },
+            Some(covered) => limits
+                .connect
+                .map(|limit| timeout(covered, "connect timeout", limit)),
             None => limits
                 .queue
-                .map(|d| (deadline(since, d), "queue timeout", d)),
+                .map(|limit| timeout(since, "queue timeout", limit)),
         };
+        let look = limits.queue.filter(|_| covered.is_some()).map(|limit| {
+            let at = deadline(since, limit).max(deadline(now(), LOOK));
+            (at, "", limit)
+        });
         let total = limits.until.map(|(at, d)| (at, "timeout", d));
-        let first = own.into_iter().chain(total).min_by_key(|(at, ..)| *at);
+        let all = own.into_iter().chain(total).chain(look);
+        let first = all.min_by_key(|(at, ..)| *at);
         let (at, what, limit) = first.map_or((None, "", Duration::ZERO), |(at, what, limit)| {
             (Some(at), what, limit)
         });

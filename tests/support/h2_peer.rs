@@ -229,6 +229,11 @@ impl H2Conn {
         Some(frame)
     }
 
+    /// Waits until a frame begins, or the end. Dropped before, it has taken nothing.
+    pub async fn readable(&mut self) {
+        self.io.readable().await;
+    }
+
     /// The next frame of this kind, skipping all others.
     pub async fn read_kind(&mut self, kind: u8) -> Option<Frame> {
         loop {

@@ -78,6 +78,13 @@ impl PeerIo {
         }
     }
 
+    /// Waits until there is something to read, or the end. Dropped before, it has taken nothing.
+    pub async fn readable(&mut self) {
+        if self.unread.is_empty() {
+            self.fill().await;
+        }
+    }
+
     /// Waits for one more byte or the end: true if it is the end (FIN, RST, close_notify) with nothing before it.
     pub async fn read_eof(&mut self) -> bool {
         self.unread.is_empty() && !self.fill().await
