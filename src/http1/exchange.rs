@@ -169,6 +169,10 @@ impl<S: Carrier> Http1<S> {
 
     /// Says goodbye as far as that is possible without waiting (TLS close_notify, FIN).
     pub(crate) fn close(mut self) {
+        if std::thread::panicking() {
+            // Perhaps it was the transport that panicked; a second panic would end the process.
+            return;
+        }
         let mut cx = Context::from_waker(std::task::Waker::noop());
         let _ = Pin::new(&mut self.io).poll_shutdown(&mut cx);
     }

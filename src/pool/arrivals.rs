@@ -470,7 +470,12 @@ impl Watching {
 
 impl Drop for Watching {
     fn drop(&mut self) {
-        self.finish(CloseReason::RuntimeGone);
+        // Its task is dropped: by a panic below h2, or with its runtime.
+        self.finish(if std::thread::panicking() {
+            CloseReason::Failed
+        } else {
+            CloseReason::RuntimeGone
+        });
     }
 }
 
