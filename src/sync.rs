@@ -2,9 +2,15 @@
 //! `--cfg firstbyte_loom`.
 
 #[cfg(firstbyte_loom)]
-pub(crate) use loom::sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
+pub(crate) use loom::sync::{
+    Mutex as ModelMutex,
+    atomic::{AtomicU64, AtomicUsize, Ordering, fence},
+};
 #[cfg(not(firstbyte_loom))]
-pub(crate) use std::sync::atomic::{AtomicU64, Ordering, fence};
+pub(crate) use std::sync::{
+    Mutex as ModelMutex,
+    atomic::{AtomicU64, AtomicUsize, Ordering, fence},
+};
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

@@ -2,13 +2,12 @@
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, PoisonError, Weak};
 use std::time::Instant;
 
 use tokio::sync::Notify;
 
-use crate::sync::lock;
+use crate::sync::{AtomicUsize, ModelMutex, Ordering, fence};
 
 /// Somebody who waits for a permit.
 pub(crate) trait Blocked: Send + Sync {
@@ -24,7 +23,7 @@ pub(crate) struct Capacity {
     open: AtomicUsize,
     /// Origins in the order in which they met the limit: each gets one permit at a time, so that
     /// none starves.
-    blocked: Mutex<VecDeque<Weak<dyn Blocked>>>,
+    blocked: ModelMutex<VecDeque<Weak<dyn Blocked>>>,
     /// How many stand there, for who does not want the lock.
     blocked_count: AtomicUsize,
     pub(crate) changed: Notify,
@@ -41,7 +40,7 @@ impl Capacity {
         Arc::new(Self {
             max,
             open: AtomicUsize::new(0),
-            blocked: Mutex::default(),
+            blocked: ModelMutex::new(VecDeque::new()),
             blocked_count: AtomicUsize::new(0),
             changed: Notify::new(),
         })
@@ -61,11 +60,7 @@ impl Capacity {
 
     /// Gets in line for a permit; if one is free by now, those at the front are served.
     pub(crate) fn block(self: &Arc<Self>, who: Weak<dyn Blocked>) {
-        {
-            let mut blocked = lock(&self.blocked);
-            blocked.push_back(who);
-            self.blocked_count.store(blocked.len(), Ordering::SeqCst);
-        }
+        self.with_blocked(|blocked| blocked.push_back(who));
         self.serve_blocked();
     }
 
@@ -77,23 +72,31 @@ impl Capacity {
     /// Since when the first request waits of the origin that has waited for longest without any
     /// connection. At the limit only, so a look at all who stand in line is affordable.
     pub(crate) fn starves_since(&self) -> Option<Instant> {
-        let blocked: Vec<_> = lock(&self.blocked).iter().cloned().collect();
+        let blocked: Vec<_> = self.with_blocked(|blocked| blocked.iter().cloned().collect());
         let starving = |who: &Weak<dyn Blocked>| who.upgrade()?.starves_since();
         blocked.iter().filter_map(starving).min()
     }
 
     fn next_blocked(&self) -> Option<Weak<dyn Blocked>> {
-        let mut blocked = lock(&self.blocked);
-        let next = blocked.pop_front();
+        self.with_blocked(VecDeque::pop_front)
+    }
+
+    fn with_blocked<T>(&self, act: impl FnOnce(&mut VecDeque<Weak<dyn Blocked>>) -> T) -> T {
+        let mut blocked = self.blocked.lock().unwrap_or_else(PoisonError::into_inner);
+        let done = act(&mut blocked);
         self.blocked_count.store(blocked.len(), Ordering::SeqCst);
-        next
+        done
     }
 
     /// A place has become free: it goes to those who stand in line, before anybody who comes now.
     fn serve_blocked(self: &Arc<Self>) {
-        // A newcomer gets in line and then looks for a place; we give the place back and then look at
-        // the line: one of us sees the other.
-        while self.has_blocked() {
+        // A newcomer gets in line and then looks for a place; whoever gives one back then looks at the
+        // line: one of them sees the other.
+        loop {
+            fence(Ordering::SeqCst);
+            if !self.has_blocked() {
+                return;
+            }
             let Some(mut permit) = self.take() else {
                 return;
             };
@@ -151,10 +154,12 @@ impl Drop for Permit {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(firstbyte_loom)))]
 mod tests {
-    // layering: uses this module alone.
+    // layering: uses this module and sync, which is below.
     use super::*;
+    use crate::sync::lock;
+    use std::sync::Mutex;
 
     struct Taker {
         needs: bool,
@@ -204,5 +209,99 @@ mod tests {
         assert!(lock(&takers[2].got).is_some());
         assert_eq!(capacity.open(), 1);
         assert!(!capacity.has_blocked());
+    }
+}
+
+/// `RUSTFLAGS="--cfg firstbyte_loom" cargo test --release --lib loom_`
+#[cfg(all(test, firstbyte_loom))]
+mod loom_tests {
+    // layering: uses this module and sync, which is below.
+    use super::*;
+    use loom::thread;
+
+    /// Keeps the permit that it is handed, or hands it back.
+    struct Taker {
+        needs: bool,
+        got: ModelMutex<Option<Permit>>,
+    }
+
+    impl Taker {
+        fn new(needs: bool) -> Arc<Self> {
+            Arc::new(Self {
+                needs,
+                got: ModelMutex::new(None),
+            })
+        }
+
+        fn has(&self) -> bool {
+            self.got.lock().unwrap().is_some()
+        }
+    }
+
+    impl Blocked for Taker {
+        fn unblocked(self: Arc<Self>, permit: Permit) -> Option<Permit> {
+            if !self.needs {
+                return Some(permit);
+            }
+            *self.got.lock().unwrap() = Some(permit);
+            None
+        }
+
+        fn starves_since(&self) -> Option<Instant> {
+            None
+        }
+    }
+
+    fn ask(capacity: &Arc<Capacity>, taker: &Arc<Taker>) {
+        match capacity.try_reserve() {
+            Some(permit) => *taker.got.lock().unwrap() = Some(permit),
+            None => {
+                let weak: Weak<Taker> = Arc::downgrade(taker);
+                capacity.block(weak);
+            }
+        }
+    }
+
+    /// Whoever finds no place gets in line and sleeps; whoever gives one back looks at the line.
+    #[test]
+    fn loom_permit_given_back_reaches_who_waits_for_it() {
+        loom::model(|| {
+            let capacity = Capacity::new(1);
+            let permit = capacity.try_reserve().unwrap();
+            let taker = Taker::new(true);
+            let asking = {
+                let (capacity, taker) = (capacity.clone(), taker.clone());
+                thread::spawn(move || ask(&capacity, &taker))
+            };
+            drop(permit);
+            asking.join().unwrap();
+            assert!(taker.has(), "a free place beside one who waits for it");
+            assert_eq!(capacity.open(), 1);
+        });
+    }
+
+    /// One who needs it no more does not keep it from the next.
+    #[test]
+    fn loom_permit_passes_by_who_needs_it_no_more() {
+        loom::model(|| {
+            let capacity = Capacity::new(1);
+            let permit = capacity.try_reserve().unwrap();
+            let (gone, taker) = (Taker::new(false), Taker::new(true));
+            let asking = {
+                let (capacity, gone, taker) = (capacity.clone(), gone.clone(), taker.clone());
+                thread::spawn(move || {
+                    let weak: Weak<Taker> = Arc::downgrade(&gone);
+                    capacity.block(weak);
+                    ask(&capacity, &taker);
+                })
+            };
+            drop(permit);
+            asking.join().unwrap();
+            assert!(taker.has() && !gone.has());
+            assert_eq!(capacity.open(), 1);
+            let last = taker.got.lock().unwrap().take();
+            drop(last);
+            assert_eq!(capacity.open(), 0);
+        });
     }
 }
