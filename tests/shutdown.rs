@@ -71,7 +71,7 @@ async fn nothing_left(sim: &Sim, pool: ConnectionPool, tasks: usize, case: &str)
     assert_eq!(sim.live(), 0, "{case}");
     drop(pool);
     // The peers' own scripts come to their end too.
-    sleep(millis(100_000)).await;
+    sleep(millis(1_000_000)).await;
     assert_eq!(
         Handle::current().metrics().num_alive_tasks(),
         tasks,
