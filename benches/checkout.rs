@@ -1,43 +1,151 @@
-//! How long a request takes to come to a warm connection: the `queue` phase of a request that waits
-//! for nobody, all of it local work.
+//! How long a request takes to come to a warm connection, all of it local work.
 //!
-//! It holds the look-up of the origin, the lease, and on HTTP/1.1 the look at the socket whether the
-//! peer has closed it. The rest of the request does not count.
+//! `checkout/lease/*`: a lease taken and given back, over and over, on connections of memory: no kernel, no request.
+//! By number of origins, and by number of threads, each with an origin of its own or all on one. On HTTP/1.1 it looks
+//! twice whether the peer has said something: when the connection comes back, and before it is used again.
+//!
+//! `checkout/request/*`: the `queue` phase of real requests over TLS on loopback, which find the same code and data cold
+//! in the processor's caches, and on HTTP/1.1 ask the socket.
 
 mod common;
 
-use std::time::Duration;
+use std::sync::Barrier;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, Criterion, criterion_group, criterion_main};
-use firstbyte::{ConnectionPool, Protocols};
+use firstbyte::{Client, ConnectionPool, Protocols};
+use tokio::runtime::{Builder, Runtime};
 
+use common::support::sim::{self, Sim, plain};
 use common::{World, get, runtime};
+
+const BOTH: [(&str, Protocols); 2] = [("h1", Protocols::Http1), ("h2", Protocols::Http2)];
+/// As many as origins can be given to a thread each.
+const MAX_THREADS: usize = 8;
 
 fn checkout(c: &mut Criterion) {
     let mut group = c.benchmark_group("checkout");
-    for origins in [1, 1000] {
-        measure(&mut group, "h2", Protocols::Http2, origins);
-        measure(&mut group, "h1", Protocols::Http1, origins);
+    for (name, protocols) in BOTH {
+        for origins in [1, 1_000, 100_000] {
+            let warm = Warm::new(protocols, 1);
+            warm.runtime.block_on(register(&warm.pool, origins - 1));
+            group.bench_function(format!("lease/{name}/origins_{origins}"), |bencher| {
+                let _on = warm.runtime.enter();
+                bencher.iter(|| take(&warm.clients[0]));
+            });
+        }
+        for threads in [1, 2, 4, 8] {
+            let warm = Warm::new(protocols, threads);
+            group.bench_function(format!("lease/{name}/threads_{threads}_apart"), |bencher| {
+                bencher.iter_custom(|iterations| warm.on_threads(threads, iterations, |n| n));
+            });
+        }
+    }
+    // One connection that all threads share.
+    for threads in [2, 8] {
+        let warm = Warm::new(Protocols::Http2, 1);
+        group.bench_function(format!("lease/h2/threads_{threads}_on_one"), |bencher| {
+            bencher.iter_custom(|iterations| warm.on_threads(threads, iterations, |_| 0));
+        });
+    }
+    for (name, protocols) in BOTH {
+        in_requests(&mut group, name, protocols);
     }
     group.finish();
 }
 
-fn measure(
-    group: &mut BenchmarkGroup<'_, WallTime>,
-    protocol: &str,
-    protocols: Protocols,
-    origins: usize,
-) {
+fn take(client: &Client) {
+    let took = client.__check_out().expect("the pool is open");
+    assert!(took, "the connection is warm");
+}
+
+/// A warm connection to each of some origins, on a runtime whose one worker has nothing to do.
+struct Warm {
+    runtime: Runtime,
+    pool: ConnectionPool,
+    clients: Vec<Client>,
+}
+
+impl Warm {
+    fn new(protocols: Protocols, origins: usize) -> Self {
+        let mut builder = Builder::new_multi_thread();
+        let runtime = builder.worker_threads(1).enable_all().build();
+        let runtime = runtime.expect("the system has threads left");
+        let sim = if protocols == Protocols::Http1 {
+            Sim::http1(|mut conn, _| async move { conn.closed_by_client().await })
+        } else {
+            Sim::http2(|mut conn, _| async move {
+                conn.handshake(&[]).await;
+                conn.closed_by_client().await;
+            })
+        };
+        let pool = sim.pool(|mut pool| {
+            for n in 0..MAX_THREADS {
+                pool = pool.resolve_to(&host(n), [[127, 0, 0, 1].into()]);
+            }
+            pool
+        });
+        let clients: Vec<_> = (0..origins)
+            .map(|n| sim::client_of(&pool, &host(n), plain(protocols)))
+            .collect();
+        for client in &clients {
+            let report = runtime.block_on(client.warm(1)).expect("a runtime");
+            assert_eq!(report.ready(), 1, "{:?}", report.error);
+        }
+        Self {
+            runtime,
+            pool,
+            clients,
+        }
+    }
+
+    /// The time until each of so many threads has taken and given back as often.
+    fn on_threads(
+        &self,
+        threads: usize,
+        iterations: u64,
+        client_of: impl Fn(usize) -> usize,
+    ) -> Duration {
+        let barrier = Barrier::new(threads + 1);
+        thread::scope(|scope| {
+            let running: Vec<_> = (0..threads)
+                .map(|n| {
+                    let client = &self.clients[client_of(n)];
+                    let barrier = &barrier;
+                    scope.spawn(move || {
+                        let _on = self.runtime.enter();
+                        barrier.wait();
+                        for _ in 0..iterations {
+                            take(client);
+                        }
+                    })
+                })
+                .collect();
+            barrier.wait();
+            let began = Instant::now();
+            for thread in running {
+                thread.join().expect("no thread panics");
+            }
+            began.elapsed()
+        })
+    }
+}
+
+fn host(n: usize) -> String {
+    format!("h{n}.test")
+}
+
+/// The `queue` phase of requests that wait for nobody.
+fn in_requests(group: &mut BenchmarkGroup<'_, WallTime>, name: &str, protocols: Protocols) {
     let runtime = runtime();
     let world = World::tls();
     let client = world.client(protocols);
     runtime.block_on(async {
         get(&client).await;
-        register(&world.pool, origins - 1).await;
     });
-    let plural = if origins == 1 { "" } else { "s" };
-    group.bench_function(format!("{protocol}_{origins}_origin{plural}"), |bencher| {
+    group.bench_function(format!("request/{name}"), |bencher| {
         bencher.iter_custom(|iterations| {
             runtime.block_on(async {
                 let mut sum = Duration::ZERO;

@@ -7,7 +7,7 @@ use http::Method;
 
 use crate::error::Error;
 use crate::metrics::ConnectionPoolStats;
-use crate::pool::{WarmReport, warm};
+use crate::pool::{WarmReport, check_out, warm};
 
 use super::client_core::ClientCore;
 use super::request::RequestBuilder;
@@ -51,6 +51,14 @@ impl Client {
         delete = DELETE,
         /// A HEAD of `path` under the base URL.
         head = HEAD,
+    }
+
+    /// Takes a lease on a warm connection and gives it back; false if there was none. No part of the API:
+    /// for `benches/checkout.rs` alone.
+    #[doc(hidden)]
+    pub fn __check_out(&self) -> Result<bool, Error> {
+        let host = self.core.route.host(&self.core.pool)?;
+        check_out(&host)
     }
 
     /// A request to `path`, which is appended to the path of the base URL, or to an absolute URL of

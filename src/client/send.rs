@@ -23,6 +23,7 @@ use crate::connection::{ConnectOptions, ConnectionInfo, Early};
 use crate::error::{Error, ErrorKind, ReplaySafety};
 use crate::event::{RequestEvent, RequestRecorder};
 use crate::http1::RequestHead;
+use crate::http2::Doubter;
 use crate::metrics::{Counters, Served};
 use crate::origin::Origin;
 use crate::pool::{Acquire, H1Lease, H2Lease, Host, Lease, Minimum, Pool, WaitLimits, acquire};
@@ -211,14 +212,9 @@ pub(crate) async fn send(
             &sent,
             lease,
         );
-        let result = match bounded(attempt, timeouts, until, &sent).await {
+        let result = match bounded(attempt, timeouts, until, &sent, doubter).await {
             Ok(result) => result,
-            Err(expired) => {
-                if let Some(doubter) = doubter {
-                    doubter.doubt();
-                }
-                Err(expired.into_error(&call.recorder))
-            }
+            Err(expired) => Err(expired.into_error(&call.recorder)),
         };
         let result = match &handshake {
             None => result,
@@ -423,6 +419,7 @@ async fn bounded<F: Future>(
     timeouts: Timeouts,
     until: Option<(Instant, Duration)>,
     sent: &AtomicU64,
+    doubter: Option<Doubter>,
 ) -> Result<F::Output, Expired> {
     if timeouts.first_byte.is_none() && until.is_none() {
         return Ok(exchange.await);
@@ -445,6 +442,10 @@ async fn bounded<F: Future>(
             () = tokio::time::sleep_until(at.into()) => {
                 let now_sent = sent.load(Relaxed);
                 if what == "timeout" || now_sent == seen {
+                    // Before the stream is given back, and given to somebody else.
+                    if let Some(doubter) = doubter {
+                        doubter.doubt();
+                    }
                     return Err(Expired { what, limit });
                 }
                 // It moved at some time since; the next look is a whole limit later.

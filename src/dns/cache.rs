@@ -206,9 +206,15 @@ impl Cache {
         let error = match answer {
             Ok(answer) => {
                 let ttl = self.clamp(answer.ttl);
+                let all = answer.addrs.clone();
                 let addrs = self.select(answer.addrs, family);
                 if !addrs.is_empty() {
-                    return Ok(self.put_addresses(name, family, addrs, ttl, now));
+                    let found = self.put_addresses(name, family, addrs, ttl, now);
+                    if let Some(known) = self.names.get_mut(name) {
+                        // All of them, those that are one too many to be used as well.
+                        known.see(&all, ttl, now);
+                    }
+                    return Ok(found);
                 }
                 ResolveError::new(ResolveErrorKind::NoAddress)
             }
@@ -260,9 +266,6 @@ impl Cache {
         };
         let kept = (!ttl.is_zero()).then_some(Entry::Addresses(found));
         self.keep(name, family, kept, now);
-        if let Some(known) = self.names.get_mut(name) {
-            known.see(&handed_on.addrs, ttl, now);
-        }
         handed_on
     }
 

@@ -43,7 +43,16 @@ pub(crate) struct Dns {
     flights: Mutex<HashMap<FlightKey, Flight>>,
     /// Names that a task keeps fresh.
     kept: Mutex<HashSet<NameKey>>,
-    uses: Mutex<HashMap<Arc<str>, Weak<NameUse>>>,
+    uses: Mutex<Uses>,
+}
+
+/// Names that are in use, and those that have been until the next look.
+#[derive(Default)]
+struct Uses {
+    names: HashMap<Arc<str>, Weak<NameUse>>,
+    /// At so many names it is looked which are in use still: twice as many as were at the last look, so
+    /// that a name costs the same however many there are.
+    look_at: usize,
 }
 
 /// Whether a name is in use by requests that need no look-up, because they go over connections that
@@ -102,12 +111,18 @@ impl Dns {
     pub(crate) fn name_use(&self, host: &Host) -> Option<Arc<NameUse>> {
         let name = self.name_to_look_up(host)?;
         let mut uses = lock(&self.uses);
-        if let Some(known) = uses.get(name).and_then(Weak::upgrade) {
+        if let Some(known) = uses.names.get(name).and_then(Weak::upgrade) {
             return Some(known);
         }
-        uses.retain(|_, known| known.strong_count() > 0);
+        if uses.names.len() >= uses.look_at {
+            uses.names.retain(|_, known| known.strong_count() > 0);
+            if uses.names.capacity() > 4 * uses.names.len() {
+                uses.names.shrink_to_fit();
+            }
+            uses.look_at = 64 + 2 * uses.names.len();
+        }
         let known = Arc::new(NameUse::default());
-        uses.insert(name.clone(), Arc::downgrade(&known));
+        uses.names.insert(name.clone(), Arc::downgrade(&known));
         Some(known)
     }
 
@@ -209,7 +224,7 @@ impl Dns {
     /// Whether anybody used the name since this was last asked.
     fn take_used(&self, name: &Arc<str>, family: Family) -> bool {
         let by_lookup = lock(&self.cache).take_used(name, family);
-        let by_request = lock(&self.uses).get(name).and_then(Weak::upgrade);
+        let by_request = lock(&self.uses).names.get(name).and_then(Weak::upgrade);
         // Both are asked: each must be taken.
         by_request.is_some_and(|known| known.take(family)) || by_lookup
     }

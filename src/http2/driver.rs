@@ -51,6 +51,9 @@ const FIRST_REQUEST: Duration = Duration::from_millis(50);
 /// Written data that h2 buffers per stream.
 const SEND_BUFFER: usize = 1024 * 1024;
 
+/// A peer of which something was heard within that time is not doubted.
+const HEARD_LATELY: Duration = Duration::from_millis(100);
+
 /// Options of HTTP/2 connections.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -129,12 +132,12 @@ pub(crate) trait Watch: Sync {
 }
 
 /// How long a connection waits for its peer.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Patience {
     /// The shortest round trip that is known of the path.
     pub(crate) rtt: Option<Duration>,
-    /// The peer tolerates PINGs.
-    pub(crate) may_ping: bool,
+    /// The peer's origin has asked for calm: no PINGs.
+    pub(crate) calm: Arc<AtomicBool>,
     /// For the peer's SETTINGS (RFC 9113 §3.4: its first frame).
     pub(crate) settings: Duration,
 }
@@ -217,6 +220,10 @@ pub(crate) struct Doubter(Weak<Shared>);
 impl Doubter {
     pub(crate) fn doubt(&self) {
         if let Some(shared) = self.0.upgrade() {
+            // Just now it was heard of.
+            if deadline(shared.tap.heard(), HEARD_LATELY) > now() {
+                return;
+            }
             // At once: the next request must not follow before the task has had its turn.
             shared.slots.suspect();
             shared.doubted.store(true, Ordering::Release);
@@ -368,9 +375,16 @@ struct Seen {
     goaway: bool,
 }
 
+fn trust(shared: &Shared, watch: &impl Watch) {
+    shared.late.store(false, Ordering::Release);
+    shared.slots.trust();
+    watch.trusted();
+}
+
 /// Asks the peer whether it is there, as [`Health`] advises.
 struct Pulse {
     health: Health,
+    calm: Arc<AtomicBool>,
     pings: Option<PingPong>,
     /// When the alarm rings; `None` while it is not set.
     alarm_at: Option<Instant>,
@@ -383,7 +397,8 @@ struct Pulse {
 impl Pulse {
     fn new<S: Carrier>(connection: &mut Connection<Tap<S>, Bytes>, patience: Patience) -> Self {
         Self {
-            health: Health::new(patience.rtt, patience.may_ping),
+            health: Health::new(patience.rtt),
+            calm: patience.calm,
             pings: connection.ping_pong(),
             // Until SETTINGS have come it rings for them.
             alarm_at: None,
@@ -392,13 +407,14 @@ impl Pulse {
         }
     }
 
-    fn sight(shared: &Shared, is_doubted: bool) -> Sight {
+    fn sight(&self, shared: &Shared, is_doubted: bool) -> Sight {
         Sight {
             now: now(),
-            heard: shared.tap.heard(),
+            heard: shared.tap.heard().max(shared.tap.moved()),
             progress: shared.tap.progress(),
             has_streams: shared.slots.in_use() > 0,
             is_doubted,
+            may_ping: !self.calm.load(Ordering::Relaxed),
         }
     }
 
@@ -414,7 +430,7 @@ impl Pulse {
         if !is_doubted && (is_news || shared.slots.in_use() == 0) {
             return;
         }
-        let sight = Self::sight(shared, is_doubted);
+        let sight = self.sight(shared, is_doubted);
         if self.health.advise(sight) == Advice::Ping
             && let Some(pings) = &mut self.pings
             && pings.send_ping(Ping::opaque()).is_ok()
@@ -440,9 +456,9 @@ impl Pulse {
             self.health.answered();
             self.is_overdue = false;
             self.alarm_at = None;
-            shared.late.store(false, Ordering::Release);
-            shared.slots.trust();
-            watch.trusted();
+            trust(shared, watch);
+        } else if shared.slots.is_suspect() && self.health.is_proven(shared.tap.heard()) {
+            trust(shared, watch);
         }
     }
 
@@ -464,7 +480,7 @@ impl Pulse {
             if shared.slots.in_use() == 0 && !self.health.is_waiting() {
                 return Poll::Pending;
             }
-            let at = match self.health.advise(Self::sight(shared, false)) {
+            let at = match self.health.advise(self.sight(shared, false)) {
                 Advice::Wait(None) => return Poll::Pending,
                 Advice::Wait(Some(at)) => at,
                 Advice::Ping => {

@@ -35,6 +35,8 @@ pub(super) struct Sight {
     pub(super) has_streams: bool,
     /// A request ran out of time.
     pub(super) is_doubted: bool,
+    /// The peer tolerates PINGs.
+    pub(super) may_ping: bool,
 }
 
 /// What to do.
@@ -55,7 +57,6 @@ pub(super) struct Health {
     /// From PING to late, and to dead.
     late: Duration,
     dead: Duration,
-    may_ping: bool,
     /// PINGs sent since the last progress.
     pings: u8,
     last_ping: Option<Instant>,
@@ -71,7 +72,7 @@ struct Asked {
 
 impl Health {
     /// `rtt` is the shortest round trip that is known of the path.
-    pub(super) fn new(rtt: Option<Duration>, may_ping: bool) -> Self {
+    pub(super) fn new(rtt: Option<Duration>) -> Self {
         let dead = rtt.map_or(DEAD_AT_MOST, |rtt| {
             rtt.saturating_mul(4).clamp(DEAD_AT_LEAST, DEAD_AT_MOST)
         });
@@ -81,7 +82,6 @@ impl Health {
         Self {
             late,
             dead,
-            may_ping,
             pings: 0,
             last_ping: None,
             asked: None,
@@ -103,6 +103,13 @@ impl Health {
         });
     }
 
+    /// Something was heard that the peer can only have sent after the PING had reached it, or nearly so:
+    /// its answer stands behind other data.
+    pub(super) fn is_proven(&self, heard: Instant) -> bool {
+        let asked = self.asked.map(|asked| deadline(asked.at, self.late / 2));
+        asked.is_some_and(|reached| heard > reached)
+    }
+
     /// The answer came.
     pub(super) fn answered(&mut self) {
         self.asked = None;
@@ -115,10 +122,13 @@ impl Health {
             progress,
             has_streams,
             is_doubted,
+            may_ping,
         } = sight;
         if let Some(asked) = &mut self.asked {
-            let dead_at = deadline(asked.at, self.dead);
-            let late_at = deadline(asked.at, self.late);
+            // While anything comes the peer lives, whatever stands before its answer.
+            let silent_since = asked.at.max(heard);
+            let dead_at = deadline(silent_since, self.dead);
+            let late_at = deadline(silent_since, self.late);
             return if now >= dead_at {
                 Advice::Dead
             } else if asked.is_late {
@@ -134,7 +144,7 @@ impl Health {
             self.pings = 0;
             self.last_ping = None;
         }
-        if !self.may_ping || self.pings >= MAX_PINGS {
+        if !may_ping || self.pings >= MAX_PINGS {
             return Advice::Wait(None);
         }
         if is_doubted {
@@ -170,13 +180,14 @@ mod tests {
             progress: t0 + heard,
             has_streams: true,
             is_doubted: false,
+            may_ping: true,
         }
     }
 
     #[test]
     fn idle_connection_is_never_asked_and_the_first_request_after_silence_is() {
         let t0 = Instant::now();
-        let mut health = Health::new(Some(MS(50)), true);
+        let mut health = Health::new(Some(MS(50)));
         let idle = Sight {
             has_streams: false,
             ..sight(t0, S(3600), S(0))
@@ -194,7 +205,7 @@ mod tests {
     #[test]
     fn silence_is_asked_into_twice_and_then_not_before_the_peer_sends() {
         let t0 = Instant::now();
-        let mut health = Health::new(Some(MS(50)), true);
+        let mut health = Health::new(Some(MS(50)));
         assert_eq!(health.advise(sight(t0, S(10), S(0))), Advice::Ping);
         health.pinged(t0 + S(10));
         health.answered();
@@ -234,7 +245,7 @@ mod tests {
             (Some(S(9)), MS(2500), S(5)),
             (None, S(1), S(5)),
         ] {
-            let mut health = Health::new(rtt, true);
+            let mut health = Health::new(rtt);
             health.pinged(t0);
             let mut at = |now| health.advise(sight(t0, now, S(0)));
             assert_eq!(at(MS(1)), Advice::Wait(Some(t0 + late)));
@@ -252,9 +263,30 @@ mod tests {
             has_streams: false,
             ..sight(t0, S(1), S(0))
         };
-        assert_eq!(Health::new(None, true).advise(doubted), Advice::Ping);
-        assert_eq!(Health::new(None, false).advise(doubted), Advice::Wait(None));
+        assert_eq!(Health::new(None).advise(doubted), Advice::Ping);
         let silent = sight(t0, S(70), S(0));
-        assert_eq!(Health::new(None, false).advise(silent), Advice::Wait(None));
+        assert_eq!(Health::new(None).advise(silent), Advice::Ping);
+        for sight in [doubted, silent] {
+            let calm = Sight {
+                may_ping: false,
+                ..sight
+            };
+            assert_eq!(Health::new(None).advise(calm), Advice::Wait(None));
+        }
+    }
+
+    #[test]
+    fn peer_that_is_heard_is_not_dead_though_its_answer_stands_behind_other_data() {
+        let t0 = Instant::now();
+        let mut health = Health::new(Some(MS(50)));
+        health.pinged(t0);
+        assert!(!health.is_proven(t0 + MS(50)), "it may have been under way");
+        assert!(health.is_proven(t0 + MS(51)));
+        for now in 1..50 {
+            let advice = health.advise(sight(t0, MS(now * 100), MS(now * 100 - 50)));
+            assert_eq!(advice, Advice::Wait(Some(t0 + MS(now * 100 + 50))));
+        }
+        assert_eq!(health.advise(sight(t0, MS(5100), MS(5000))), Advice::Late);
+        assert_eq!(health.advise(sight(t0, MS(6000), MS(5000))), Advice::Dead);
     }
 }

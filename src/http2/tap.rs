@@ -270,6 +270,8 @@ pub(crate) struct TapState {
     last_read: AtomicU64,
     /// The last read that brought HEADERS or DATA.
     progress: AtomicU64,
+    /// The last write that had waited for room and got it: the peer's kernel takes what we send.
+    moved: AtomicU64,
     settings_seen: AtomicBool,
     /// How often the peer has set its stream limit.
     limits_seen: AtomicU32,
@@ -288,6 +290,7 @@ impl TapState {
             stamps: (0..STAMPS).map(|_| Stamp::default()).collect(),
             last_read: AtomicU64::new(0),
             progress: AtomicU64::new(0),
+            moved: AtomicU64::new(0),
             settings_seen: AtomicBool::new(false),
             limits_seen: AtomicU32::new(0),
             goaway: AtomicBool::new(false),
@@ -342,6 +345,11 @@ impl TapState {
     /// The last read that brought anything, or the beginning.
     pub(crate) fn heard(&self) -> Instant {
         self.base + Duration::from_nanos(self.last_read.load(Ordering::Relaxed))
+    }
+
+    /// The last write that had waited for room and got it, or the beginning.
+    pub(crate) fn moved(&self) -> Instant {
+        self.base + Duration::from_nanos(self.moved.load(Ordering::Relaxed))
     }
 
     /// The last read that brought HEADERS or DATA, or the beginning.
@@ -434,6 +442,8 @@ pub(crate) struct Tap<S> {
     scanner: Scanner,
     state: Arc<TapState>,
     uncorked: bool,
+    /// The last write found no room.
+    is_blocked: bool,
 }
 
 impl<S: Carrier> Tap<S> {
@@ -444,8 +454,25 @@ impl<S: Carrier> Tap<S> {
             scanner: Scanner::default(),
             state: state.clone(),
             uncorked: false,
+            is_blocked: false,
         };
         (tap, state)
+    }
+}
+
+impl<S> Tap<S> {
+    fn wrote(&mut self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        match &written {
+            Poll::Pending => self.is_blocked = true,
+            Poll::Ready(Ok(_)) if self.is_blocked => {
+                self.is_blocked = false;
+                let at = now().saturating_duration_since(self.state.base);
+                let at = u64::try_from(at.as_nanos()).unwrap_or(u64::MAX);
+                self.state.moved.store(at, Ordering::Relaxed);
+            }
+            Poll::Ready(_) => {}
+        }
+        written
     }
 }
 
@@ -499,7 +526,9 @@ impl<S: Carrier> AsyncWrite for Tap<S> {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().io).poll_write(cx, buf)
+        let this = self.get_mut();
+        let written = Pin::new(&mut this.io).poll_write(cx, buf);
+        this.wrote(written)
     }
 
     fn poll_write_vectored(
@@ -507,7 +536,9 @@ impl<S: Carrier> AsyncWrite for Tap<S> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().io).poll_write_vectored(cx, bufs)
+        let this = self.get_mut();
+        let written = Pin::new(&mut this.io).poll_write_vectored(cx, bufs);
+        this.wrote(written)
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -2,7 +2,7 @@
 
 use std::future::poll_fn;
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use crate::clock::{deadline, now};
@@ -99,6 +99,11 @@ async fn dial_fresh(
         return Ok(None);
     }
     let since = now();
+    // It waits for this dial and for no limit.
+    let limits = WaitLimits {
+        queue: None,
+        ..limits
+    };
     let alarm = Alarm::next(since, Some(since), limits);
     tokio::select! {
         biased;
@@ -115,6 +120,19 @@ async fn dial_fresh(
             Err(_) => Ok(None),
         },
         () = alarm.sleep() => Err(alarm.error(recorder, Some(since), Some(dial), host)),
+    }
+}
+
+/// Takes a lease on a warm connection, as [`acquire`] does when it need not wait, and gives it back. False
+/// if there was none.
+pub(crate) fn check_out(host: &Arc<Host>) -> Result<bool, Error> {
+    match host.checkout(false)? {
+        Checkout::Lease(Lease::H1(mut lease), _) => {
+            let mut cx = Context::from_waker(Waker::noop());
+            Ok(lease.http1().poll_quiet(&mut cx).is_ok())
+        }
+        Checkout::Lease(Lease::H2(_), _) => Ok(true),
+        Checkout::Line(_) | Checkout::Gone => Ok(false),
     }
 }
 

@@ -86,7 +86,7 @@ impl Host {
         let trace = info.shared_trace();
         let early = info.early().is_some();
         let this: Weak<Self> = self.this.clone();
-        let (conn, whom, mut dial) = {
+        let (conn, whom, dial) = {
             let mut books = lock(&self.books);
             let term = self.term(&books, &info);
             let killer = Killer::Http1(http1.killer());
@@ -109,6 +109,14 @@ impl Host {
         if let Some(change) = conn.term.next_change(now()) {
             self.janitor.due_at(change);
         }
+        if let Some(DialEntry {
+            purpose: Purpose::Successor(old),
+            ..
+        }) = &dial
+        {
+            // First, so that the idle limit has room for this one.
+            self.succeeded(*old);
+        }
         match whom {
             Some(ForWhom { sender, how, cover }) => {
                 let grant = Grant {
@@ -121,13 +129,6 @@ impl Host {
             }
             None if early => self.establish(conn),
             None => self.clone().check_in(conn),
-        }
-        if let Some(DialEntry {
-            purpose: Purpose::Successor(old),
-            ..
-        }) = &mut dial
-        {
-            self.succeeded(*old);
         }
         self.drive();
         dial
@@ -186,7 +187,8 @@ impl Host {
         // It is idle until its first stream is taken.
         self.shared.more_idle();
         let mut grants = Vec::new();
-        let (conn, dial, may_ping) = {
+        let mut unserved = None;
+        let (conn, dial, is_successor) = {
             let mut books = lock(&self.books);
             let term = self.term(&books, &info);
             let killer = Killer::Http2(handle.killer());
@@ -194,13 +196,16 @@ impl Host {
             let conn = Arc::new(H2Conn::new(handle, info, term, tenure));
             let state = &mut books.state;
             let mut dial = state.dial_ended(id);
-            if let Some(whom) = dial.as_mut().and_then(|dial| dial.what.reserved.take())
-                && let Some(taken) = conn.try_take()
-            {
-                let cover = dial.as_ref().map(|dial| dialled_since(dial.started));
-                let cover = cover.unwrap_or_default();
-                let grant = self.grant_stream(&conn, taken.before, ConnectionUse::New, cover);
-                grants.push((whom, Ok(grant)));
+            if let Some(whom) = dial.as_mut().and_then(|dial| dial.what.reserved.take()) {
+                if let Some(taken) = conn.try_take() {
+                    let cover = dial.as_ref().map(|dial| dialled_since(dial.started));
+                    let cover = cover.unwrap_or_default();
+                    let grant = self.grant_stream(&conn, taken.before, ConnectionUse::New, cover);
+                    grants.push((whom, Ok(grant)));
+                } else {
+                    // It asks again; dropped without the lock.
+                    unserved = Some(whom);
+                }
             }
             let is_successor = dial
                 .as_ref()
@@ -214,8 +219,9 @@ impl Host {
                 let how = |waiter: &Waiter<_>, first| new_or_joined(waiter, dial.as_ref(), first);
                 self.grant_streams(state, &conn, early, how, &mut grants);
             }
-            (conn, dial, state.habits.allows_pings())
+            (conn, dial, is_successor)
         };
+        drop(unserved);
         let replaces = match dial.as_ref().map(|dial| dial.purpose) {
             Some(Purpose::Successor(old)) => Some(old),
             _ => None,
@@ -230,7 +236,7 @@ impl Host {
         };
         let patience = Patience {
             rtt: round_trip(conn.info.trace()),
-            may_ping,
+            calm: self.calm.clone(),
             settings: self.shared.deps.connect_timeout,
         };
         self.runtime.spawn(async move {
@@ -242,7 +248,10 @@ impl Host {
         }
         if grants.is_empty() {
             conn.handle.open();
-            self.went_idle(&conn);
+            // The idle limit has room for a successor once the one before it has gone.
+            if !is_successor {
+                self.went_idle(&conn);
+            }
         }
         // Not held while the grants go out: the last handle ends the connection.
         drop(conn);
@@ -316,7 +325,8 @@ impl Host {
                 // Its runtime ends: a further dial would be dropped just the same.
                 state.all_waiters()
             } else {
-                state.failed_waiters()
+                let purpose = dial.as_ref().map_or(Purpose::Waiters, |dial| dial.purpose);
+                state.failed_waiters(purpose)
             };
             let mut again = None;
             if !state.shared.is_empty() {
@@ -508,8 +518,14 @@ impl Watch for Watching {
             }
         }
         self.host.hand_out(grants);
-        if let Some(old) = self.replaces {
+        if let Some(old) = self.replaces
+            && let Some(conn) = self.conn.upgrade()
+            && !conn.handle.slots().is_retired()
+        {
             self.host.succeeded(old);
+            if conn.in_use() == 0 {
+                self.host.went_idle(&conn);
+            }
         }
         self.settled.notify_waiters();
         if self.host.has_waiters() {

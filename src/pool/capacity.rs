@@ -26,6 +26,8 @@ pub(crate) struct Capacity {
     blocked: ModelMutex<VecDeque<Weak<dyn Blocked>>>,
     /// How many stand there, for who does not want the lock.
     blocked_count: AtomicUsize,
+    /// Calls to serve them that are not done yet.
+    serving: AtomicUsize,
     pub(crate) changed: Notify,
 }
 
@@ -42,6 +44,7 @@ impl Capacity {
             open: AtomicUsize::new(0),
             blocked: ModelMutex::new(VecDeque::new()),
             blocked_count: AtomicUsize::new(0),
+            serving: AtomicUsize::new(0),
             changed: Notify::new(),
         })
     }
@@ -90,6 +93,19 @@ impl Capacity {
 
     /// A place has become free: it goes to those who stand in line, before anybody who comes now.
     fn serve_blocked(self: &Arc<Self>) {
+        // Whoever is served may give places back and come here again: the one who is at it goes on, so
+        // that nothing nests.
+        if self.serving.fetch_add(1, Ordering::SeqCst) > 0 {
+            return;
+        }
+        let mut calls = 1;
+        while calls > 0 {
+            self.serve_once();
+            calls = self.serving.fetch_sub(calls, Ordering::SeqCst) - calls;
+        }
+    }
+
+    fn serve_once(self: &Arc<Self>) {
         // A newcomer gets in line and then looks for a place; whoever gives one back then looks at the
         // line: one of them sees the other.
         loop {
@@ -140,6 +156,7 @@ impl Permit {
     fn give_back(mut self) {
         if let Some(capacity) = self.capacity.take() {
             capacity.open.fetch_sub(1, Ordering::SeqCst);
+            capacity.changed.notify_waiters();
         }
     }
 }

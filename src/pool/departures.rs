@@ -21,6 +21,10 @@ use super::shared::REMEMBER_ORIGIN;
 use super::state::{Idle, Multiplexed, Waiter};
 use super::term::{Standing, announced_idle};
 
+/// A connection that was used again sooner than that and then closed had not been idle for too long: its
+/// peer failed.
+const RACE_AT_LEAST: Duration = Duration::from_millis(10);
+
 impl Host {
     /// An HTTP/2 connection has no streams now.
     pub(super) fn went_idle(self: &Arc<Self>, conn: &Arc<H2Conn>) {
@@ -35,7 +39,7 @@ impl Host {
             });
         }
         let limit = self.shared.limits.max_keepalive_connections;
-        if self.shared.idle() > limit && !self.is_below_minimum() {
+        if self.shared.idle() > limit && !self.has_waiters() && !self.is_below_minimum() {
             self.retire_idle(conn, CloseReason::IdleLimit);
         }
     }
@@ -113,10 +117,10 @@ impl Host {
             let state = &mut books.state;
             if goaway.is_graceful() && in_use > 0 {
                 let requests = goaway.requests().unwrap_or_else(|| conn.given());
-                state.habits.ended_after(requests, at);
+                state.habits.ended_after(requests, conn.info.ready_at(), at);
             }
             if goaway.asks_for_calm() {
-                state.habits.asked_for_calm();
+                self.calm.store(true, Ordering::Relaxed);
             }
             goaway.is_graceful() && in_use > 0
         };
@@ -141,11 +145,9 @@ impl Host {
         if state.habits.idle_limit(at).is_some() {
             let limit = state.habits.idle_expiry(Duration::MAX, at);
             state.shorten_idle(limit);
-            let next = state.idle.iter().filter_map(|idle| idle.peer_expires).min();
             drop(books);
-            if let Some(next) = next {
-                self.janitor.due_at(next);
-            }
+            // Those that are idle now are looked at once more.
+            self.janitor.due_at(at);
         }
     }
 
@@ -165,12 +167,15 @@ impl Host {
                 }
             }
             CloseReason::PeerAskedToClose => {
-                let requests = conn.info.requests();
-                lock(&self.books).state.habits.ended_after(requests, now());
+                let (requests, opened) = (conn.info.requests(), conn.info.ready_at());
+                lock(&self.books)
+                    .state
+                    .habits
+                    .ended_after(requests, opened, now());
             }
             // It closed just as we wrote: it had been idle for too long.
             CloseReason::ClosedUnanswered if conn.info.requests() > 1 => {
-                if let Some(idle) = conn.was_idle {
+                if let Some(idle) = conn.was_idle.filter(|idle| *idle >= RACE_AT_LEAST) {
                     self.peer_closed_idle(&[idle]);
                 }
             }
@@ -192,7 +197,9 @@ impl Host {
             let mut books = lock(&self.books);
             let minimum = books.minimum();
             let state = &mut books.state;
-            if requests > 0 && !state.habits.allows_reuse(at) {
+            if let Some(why) = conn.tenure.over.get().copied() {
+                out = Some((conn, why));
+            } else if requests > 0 && !state.habits.allows_reuse(at) {
                 out = Some((conn, CloseReason::Distrusted));
             } else if let Some(Waiter { whom, cover, .. }) = state.line.pop() {
                 self.left_line(1);
@@ -369,7 +376,8 @@ impl Home for Host {
         // Dropped, the lease goes home if the body has ended, and closes its connection if not.
         let limits = &self.shared.limits;
         let (mut most, within) = (limits.max_drain_bytes, limits.max_drain_time);
-        if !lease.http1().may_drain(most) {
+        // After a panic it may be the transport that panics: it is not asked again.
+        if std::thread::panicking() || !lease.http1().may_drain(most) {
             return;
         }
         let mut cx = Context::from_waker(Waker::noop());

@@ -15,7 +15,7 @@ const USED_PERCENT: u64 = 80;
 const DOUBLES_AFTER: Duration = Duration::from_secs(600);
 /// Two endings agree when they differ by at most this part of the smaller.
 const AGREE_PART: u64 = 4;
-/// Idle limits below are taken for this: a peer that closes at once cannot be met by waiting less.
+/// Idle times below teach nothing: a peer that closes at once has failed, and cannot be met by waiting less.
 const SHORTEST_IDLE: Duration = Duration::from_millis(1);
 /// Fewer requests on a connection than this teach nothing: renewing so often costs more handshakes
 /// than it saves waiting.
@@ -27,24 +27,28 @@ const DISTRUST_FOR: Duration = Duration::from_secs(60);
 /// A limit as it was met.
 #[derive(Clone, Copy, Debug, Default)]
 struct Lesson {
-    /// Met once and not yet again.
-    doubtful: Option<u64>,
+    /// Met once and not yet again, and when.
+    doubtful: Option<(u64, Instant)>,
     believed: Option<(u64, Instant)>,
 }
 
 impl Lesson {
-    fn met(&mut self, value: u64, now: Instant) {
+    /// `began` is when the connection set out towards that end: what one restart ends within moments counts
+    /// once.
+    fn met(&mut self, value: u64, began: Instant, now: Instant) {
         match self.believed {
             Some((limit, _)) if agree(limit, value) => {
                 self.believed = Some((limit.min(value), now));
                 self.doubtful = None;
             }
             _ => match self.doubtful {
-                Some(before) if agree(before, value) => {
-                    self.believed = Some((before.min(value), now));
-                    self.doubtful = None;
+                Some((before, at)) if agree(before, value) => {
+                    if began >= at {
+                        self.believed = Some((before.min(value), now));
+                        self.doubtful = None;
+                    }
                 }
-                _ => self.doubtful = Some(value),
+                _ => self.doubtful = Some((value, now)),
             },
         }
     }
@@ -69,8 +73,6 @@ pub(crate) struct Habits {
     idle: Lesson,
     requests: Lesson,
     distrusted_until: Option<Instant>,
-    /// It called our PINGs too many.
-    wants_calm: bool,
 }
 
 impl Habits {
@@ -82,26 +84,25 @@ impl Habits {
         if let (Some(shortest), Some(longest)) = (shortest, longest)
             // Old and young ones together: it was restarted.
             && agree(shortest, longest)
+            && shortest >= nanos(&SHORTEST_IDLE)
         {
-            self.idle.met(shortest.max(nanos(&SHORTEST_IDLE)), now);
+            let began = now
+                .checked_sub(Duration::from_nanos(shortest))
+                .unwrap_or(now);
+            self.idle.met(shortest, began, now);
         }
     }
 
-    /// The peer ended a connection in good order after so many requests.
-    pub(crate) fn ended_after(&mut self, requests: u64, now: Instant) {
+    /// The peer ended a connection, which was `opened` then, in good order after so many requests.
+    pub(crate) fn ended_after(&mut self, requests: u64, opened: Instant, now: Instant) {
         if requests >= FEWEST_REQUESTS {
-            self.requests.met(requests, now);
+            self.requests.met(requests, opened, now);
         }
     }
 
     /// The peer sent bytes that belong to no request.
     pub(crate) fn sent_excess(&mut self, now: Instant) {
         self.distrusted_until = Some(now + DISTRUST_FOR);
-    }
-
-    /// The peer said ENHANCE_YOUR_CALM.
-    pub(crate) fn asked_for_calm(&mut self) {
-        self.wants_calm = true;
     }
 
     /// The idle time at which it closes connections.
@@ -126,11 +127,6 @@ impl Habits {
     pub(crate) fn allows_reuse(&self, now: Instant) -> bool {
         self.distrusted_until.is_none_or(|until| now >= until)
     }
-
-    /// Whether HTTP/2 PINGs are welcome.
-    pub(crate) fn allows_pings(&self) -> bool {
-        !self.wants_calm
-    }
 }
 
 /// 80 % of a limit, and at least one of whatever it counts.
@@ -150,82 +146,85 @@ mod tests {
     #[test]
     fn idle_limit_is_believed_when_two_closes_agree_and_used_to_80_percent() {
         let t0 = Instant::now();
+        let at = |ms| t0 + MS(ms);
         let mut habits = Habits::default();
-        habits.closed_idle(&[MS(52)], t0);
-        assert_eq!(habits.idle_limit(t0), None, "one may be a restart");
-        habits.closed_idle(&[MS(7000)], t0);
-        assert_eq!(habits.idle_limit(t0), None, "they do not agree");
-        habits.closed_idle(&[MS(50)], t0);
-        habits.closed_idle(&[MS(51)], t0);
-        assert_eq!(habits.idle_limit(t0), Some(MS(50)), "the shorter one");
-        assert_eq!(habits.idle_expiry(MINUTE, t0), MS(40));
-        assert_eq!(habits.idle_expiry(MS(3), t0), MS(3));
+        habits.closed_idle(&[MS(52)], at(0));
+        assert_eq!(habits.idle_limit(at(0)), None, "one may be a restart");
+        habits.closed_idle(&[MS(7000)], at(8000));
+        assert_eq!(habits.idle_limit(at(8000)), None, "they do not agree");
+        habits.closed_idle(&[MS(50)], at(9000));
+        habits.closed_idle(&[MS(51)], at(9010));
+        assert_eq!(habits.idle_limit(at(9010)), None, "the same restart");
+        habits.closed_idle(&[MS(51)], at(9051));
+        assert_eq!(habits.idle_limit(at(9051)), Some(MS(50)), "the shorter one");
+        assert_eq!(habits.idle_expiry(MINUTE, at(9051)), MS(40));
+        assert_eq!(habits.idle_expiry(MS(3), at(9051)), MS(3));
     }
 
     #[test]
-    fn restart_teaches_nothing_and_a_close_at_once_is_held_against_a_floor() {
+    fn restart_teaches_nothing_nor_does_a_close_at_once() {
         let t0 = Instant::now();
         let mut habits = Habits::default();
-        for _ in 0..3 {
-            habits.closed_idle(&[MS(100), MS(3000), MS(900)], t0);
-            habits.closed_idle(&[], t0);
+        for round in 1..=3 {
+            let at = t0 + MINUTE * round;
+            habits.closed_idle(&[MS(100), MS(3000), MS(900)], at);
+            habits.closed_idle(&[], at);
+            habits.closed_idle(&[Duration::from_micros(999)], at);
+            assert_eq!(habits.idle_limit(at), None);
         }
-        assert_eq!(habits.idle_limit(t0), None);
-        habits.closed_idle(&[Duration::ZERO], t0);
-        habits.closed_idle(&[Duration::from_nanos(40)], t0);
-        assert_eq!(habits.idle_limit(t0), Some(MS(1)));
     }
 
     #[test]
     fn limit_doubles_every_ten_minutes_until_it_is_confirmed_or_corrected() {
         let t0 = Instant::now();
         let mut habits = Habits::default();
-        for _ in 0..2 {
-            habits.closed_idle(&[MS(100)], t0);
-        }
         let at = |minutes| t0 + MINUTE * minutes;
+        for ms in [1, 200] {
+            habits.closed_idle(&[MS(100)], t0 + MS(ms));
+        }
         assert_eq!(habits.idle_limit(at(9)), Some(MS(100)));
-        assert_eq!(habits.idle_limit(at(10)), Some(MS(200)));
+        assert_eq!(habits.idle_limit(at(11)), Some(MS(200)));
         assert_eq!(habits.idle_limit(at(25)), Some(MS(400)));
         habits.closed_idle(&[MS(105)], at(25));
         assert_eq!(habits.idle_limit(at(26)), Some(MS(100)), "confirmed");
-        for _ in 0..2 {
-            habits.closed_idle(&[MS(900)], at(60));
+        for minute in [60, 61] {
+            habits.closed_idle(&[MS(900)], at(minute));
         }
-        assert_eq!(habits.idle_limit(at(60)), Some(MS(900)), "more patient");
-        for _ in 0..2 {
-            habits.closed_idle(&[MS(20)], at(61));
+        assert_eq!(habits.idle_limit(at(61)), Some(MS(900)), "more patient");
+        for minute in [62, 63] {
+            habits.closed_idle(&[MS(20)], at(minute));
         }
-        assert_eq!(habits.idle_limit(at(61)), Some(MS(20)), "less patient");
+        assert_eq!(habits.idle_limit(at(63)), Some(MS(20)), "less patient");
         assert_eq!(habits.idle_limit(at(100_000)), None, "forgotten in the end");
     }
 
     #[test]
-    fn request_limit_is_learned_from_two_endings_and_never_from_a_handful() {
+    fn request_limit_is_learned_from_two_connections_in_succession_and_never_from_a_handful() {
         let t0 = Instant::now();
+        let at = |ms| t0 + MS(ms);
         let mut habits = Habits::default();
-        habits.ended_after(1, t0);
-        habits.ended_after(1, t0);
-        assert_eq!(habits.request_limit(t0), None);
-        habits.ended_after(1000, t0);
-        habits.ended_after(37, t0);
-        assert_eq!(habits.request_limit(t0), None);
-        habits.ended_after(1000, t0);
-        habits.ended_after(1000, t0);
-        assert_eq!(habits.request_limit(t0), Some(1000));
+        let mut end = |requests, opened, ended| {
+            habits.ended_after(requests, at(opened), at(ended));
+            habits.request_limit(at(ended))
+        };
+        assert_eq!(end(1, 0, 1), None);
+        assert_eq!(end(1, 2, 3), None);
+        assert_eq!(end(1000, 4, 5), None);
+        assert_eq!(end(37, 6, 7), None);
+        assert_eq!(end(1000, 8, 9), None);
+        assert_eq!(end(1000, 8, 10), None, "beside each other: a deployment");
+        assert_eq!(end(1000, 10, 11), Some(1000));
         assert_eq!((used(1000), used(5), used(1), used(0)), (800, 4, 1, 1));
         assert_eq!(used(u64::MAX), u64::MAX / 5 * 4);
     }
 
     #[test]
-    fn excess_bytes_end_reuse_for_a_minute_and_calm_is_for_good() {
+    fn excess_bytes_end_reuse_for_a_minute() {
         let t0 = Instant::now();
         let mut habits = Habits::default();
-        assert!(habits.allows_reuse(t0) && habits.allows_pings());
+        assert!(habits.allows_reuse(t0));
         habits.sent_excess(t0);
-        habits.asked_for_calm();
         assert!(!habits.allows_reuse(t0 + MS(59_999)));
         assert!(habits.allows_reuse(t0 + MINUTE));
-        assert!(!habits.allows_pings());
     }
 }

@@ -123,6 +123,8 @@ pub(crate) struct Host {
     pub(super) removed: AtomicBool,
     /// Connections have been closed by the peer while they were idle: what that taught is in the books.
     pub(super) is_taught: AtomicBool,
+    /// The peer said ENHANCE_YOUR_CALM: no PINGs, for good.
+    pub(super) calm: Arc<AtomicBool>,
     /// Somebody wants connections kept warm.
     pub(super) keeps_warm: AtomicBool,
     /// It stands in the line for a permit.
@@ -179,6 +181,7 @@ impl Host {
             waiting: AtomicUsize::new(0),
             removed: AtomicBool::new(false),
             is_taught: AtomicBool::new(false),
+            calm: Arc::default(),
             keeps_warm: AtomicBool::new(false),
             blocked: AtomicBool::new(false),
             this: this.clone(),
@@ -395,6 +398,8 @@ impl Host {
             } else if let Some((conn, taken)) = state.take_stream() {
                 let how = self.taken(&conn, taken.before);
                 (Lease::H2(H2Lease::new(conn, self.clone())), how)
+            } else if state.share_early() {
+                continue;
             } else {
                 return;
             };
@@ -418,10 +423,7 @@ impl Host {
         if let Some(permit) = capacity.try_reserve() {
             return Some(permit);
         }
-        let at_least = match self.starves_since() {
-            Some(_) => Duration::ZERO,
-            None => ROOM_AFTER,
-        };
+        let at_least = self.room_after();
         if !capacity.has_blocked()
             && let Some(permit) = self.room(at_least)
         {
@@ -435,6 +437,14 @@ impl Host {
             self.janitor.due_at(deadline(now(), ROOM_AFTER));
         }
         None
+    }
+
+    /// For how long a connection of another origin must have been idle for us to get its place.
+    pub(super) fn room_after(&self) -> Duration {
+        match self.starves_since() {
+            Some(_) => Duration::ZERO,
+            None => ROOM_AFTER,
+        }
     }
 
     /// The place of an idle connection of another origin.
@@ -460,7 +470,7 @@ impl Host {
             let wanted = match purpose {
                 Purpose::Waiters => state.dials_wanted(rules, at) > 0,
                 Purpose::Spare => state.may_spare(rules, at),
-                Purpose::Ordered => state.may_order(rules),
+                Purpose::Ordered | Purpose::Reserved => state.may_order(rules),
                 Purpose::Successor(_) | Purpose::Minimum => state.has_room(rules),
             };
             if self.is_removed() || self.shared.is_closed() || !wanted {
@@ -582,7 +592,11 @@ impl Host {
             .capacity
             .try_reserve()
             .ok_or_else(|| limit("max_connections"))?;
-        match self.start_dial(permit, Purpose::Ordered, asked) {
+        let purpose = match asked.reserved {
+            Some(_) => Purpose::Reserved,
+            None => Purpose::Ordered,
+        };
+        match self.start_dial(permit, purpose, asked) {
             None => Ok(()),
             Some(unused) => {
                 drop(unused);

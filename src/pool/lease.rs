@@ -270,6 +270,10 @@ impl Multiplexed for Arc<H2Conn> {
         self.handle.has_settings()
     }
 
+    fn is_reserved(&self) -> bool {
+        self.info.early().is_some()
+    }
+
     fn pulse(&self) -> Pulse {
         if !self.handle.slots().is_suspect() {
             Pulse::Alive

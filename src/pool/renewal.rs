@@ -125,10 +125,11 @@ impl Host {
             for live in &mut books.live {
                 let mut look = |when: Option<Instant>| next = next.into_iter().chain(when).min();
                 look(live.term.next_change(at));
-                if live.tenure.over.get().is_some() || live.info.requests() == 0 {
+                if live.tenure.over.get().is_some() {
                     continue;
                 }
                 match live.renewal {
+                    None if live.info.requests() == 0 => {}
                     None => {
                         if let Standing::Renew(why) | Standing::Over(why) =
                             live.term.standing(live.info.requests(), at)

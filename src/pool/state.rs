@@ -31,6 +31,8 @@ pub(crate) trait Multiplexed {
     fn is_settled(&self) -> bool;
     /// Whether the peer owes an answer to a PING.
     fn pulse(&self) -> Pulse;
+    /// Its handshake runs under early data: it belongs to one request until that is over.
+    fn is_reserved(&self) -> bool;
 }
 
 /// Its limit is known and so is that it lives, or it is given up: what it can carry is all there is.
@@ -128,6 +130,8 @@ pub(crate) enum Purpose {
     Spare,
     /// A caller asked for a connection.
     Ordered,
+    /// One request gets it before all others.
+    Reserved,
     /// To follow the connection with this number.
     Successor(u64),
     /// To keep a minimum warm.
@@ -276,9 +280,26 @@ impl<I, S: Multiplexed + Clone, W, D> HostState<I, S, W, D> {
                     && !self.pauses_spares(now);
                 usize::from(dialing == 0 && may)
             }
-            Some(_) => waiting.saturating_sub(dialing),
+            Some(_) => waiting.saturating_sub(self.dials_for_line()),
         };
         wanted.min(rules.max_per_host.saturating_sub(self.open + dialing))
+    }
+
+    /// Dials whose HTTP/1.1 connections go to those in line.
+    fn dials_for_line(&self) -> usize {
+        let is_theirs = |dial: &&DialEntry<D>| dial.purpose != Purpose::Reserved;
+        self.dials.iter().filter(is_theirs).count()
+    }
+
+    /// A connection that waits for the peer's SETTINGS, and for nothing else, is shared before they have
+    /// come: somebody needs it now. False if there is none.
+    pub(crate) fn share_early(&mut self) -> bool {
+        let Some(at) = self.settling.iter().position(|s| !s.is_reserved()) else {
+            return false;
+        };
+        let conn = self.settling.remove(at);
+        self.shared.push(conn);
+        true
     }
 
     /// Whether streams run short, so that one more HTTP/2 connection should be opened before
@@ -304,7 +325,7 @@ impl<I, S: Multiplexed + Clone, W, D> HostState<I, S, W, D> {
 
     /// A dial has just failed beside a connection that works, as far as one still does.
     fn pauses_spares(&self, now: Instant) -> bool {
-        self.places() > 0 && self.spare_after.is_some_and(|after| after > now)
+        !self.shared.is_empty() && self.spare_after.is_some_and(|after| after > now)
     }
 
     /// HTTP/2 connections that count: a peer that is late with its answer has lost its place.
@@ -434,7 +455,7 @@ impl<I, S: Multiplexed + Clone, W, D> HostState<I, S, W, D> {
     /// Marks the waiters for whom a dial runs, and no others.
     pub(crate) fn cover(&mut self, now: Instant) {
         let covered = match self.verdict {
-            Some(Version::HTTP_11) => self.dials.len(),
+            Some(Version::HTTP_11) => self.dials_for_line(),
             _ if !self.is_opening() => 0,
             _ => self.line.len(),
         };
@@ -450,10 +471,12 @@ impl<I, S: Multiplexed + Clone, W, D> HostState<I, S, W, D> {
 
     /// Whom the failure of a dial concerns: with HTTP/1.1 the first in line, else all who wait
     /// for it, unless they can still be served by a connection that works.
-    pub(crate) fn failed_waiters(&mut self) -> Vec<Waiter<W>> {
+    pub(crate) fn failed_waiters(&mut self, purpose: Purpose) -> Vec<Waiter<W>> {
         match self.verdict {
+            // It was for somebody else.
+            Some(Version::HTTP_11) if purpose == Purpose::Reserved => Vec::new(),
             // The others have a dial each.
-            Some(Version::HTTP_11) if self.line.len() <= self.dials.len() => Vec::new(),
+            Some(Version::HTTP_11) if self.line.len() <= self.dials_for_line() => Vec::new(),
             Some(Version::HTTP_11) => self.line.pop().into_iter().collect(),
             _ if !self.shared.is_empty() || self.is_opening() => Vec::new(),
             _ => self.all_waiters(),
@@ -566,6 +589,9 @@ mod play {
         }
         fn pulse(&self) -> Pulse {
             self.0.pulse.get()
+        }
+        fn is_reserved(&self) -> bool {
+            self.0.id % 2 == 0
         }
     }
 
@@ -694,6 +720,8 @@ mod play {
                     Lease::H1(idle.conn)
                 } else if let Some((conn, _)) = self.state.take_stream() {
                     Lease::H2(conn)
+                } else if self.state.share_early() {
+                    continue;
                 } else {
                     break;
                 };
@@ -726,7 +754,7 @@ mod play {
                 if !self.state.shared.is_empty() {
                     self.state.spare_after = Some(self.now + Duration::from_secs(1));
                 }
-                for waiter in self.state.failed_waiters() {
+                for waiter in self.state.failed_waiters(Purpose::Waiters) {
                     self.settle(waiter.whom);
                 }
                 return;
@@ -967,6 +995,9 @@ mod tests {
         fn pulse(&self) -> Pulse {
             Pulse::Alive
         }
+        fn is_reserved(&self) -> bool {
+            true
+        }
     }
 
     type State = HostState<u32, Fake, u32, ()>;
@@ -1101,11 +1132,11 @@ mod tests {
     #[test]
     fn failed_dial_concerns_all_who_waited_for_it_or_one_of_http1() {
         let (mut unknown, _) = state(None, 3);
-        assert_eq!(unknown.failed_waiters().len(), 3);
+        assert_eq!(unknown.failed_waiters(Purpose::Waiters).len(), 3);
         let (mut http1, _) = state(Some(Version::HTTP_11), 3);
-        assert_eq!(http1.failed_waiters().len(), 1);
+        assert_eq!(http1.failed_waiters(Purpose::Waiters).len(), 1);
         let (mut http2, _) = state(Some(Version::HTTP_2), 3);
         http2.shared = vec![Fake::new(2, 2)];
-        assert_eq!(http2.failed_waiters().len(), 0);
+        assert_eq!(http2.failed_waiters(Purpose::Waiters).len(), 0);
     }
 }

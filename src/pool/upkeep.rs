@@ -209,6 +209,7 @@ impl Host {
         let mut next: Option<Instant> = None;
         let mut due = |when: Instant| next = Some(next.map_or(when, |next| next.min(when)));
         let expiry = self.shared_expiry(at);
+        let is_taught = expiry < self.shared.limits.http2_keepalive_expiry;
         for conn in shared {
             if let Some(retire) = conn.term.retire_at() {
                 if retire <= at {
@@ -218,7 +219,8 @@ impl Host {
                 }
                 due(retire);
             }
-            if conn.in_use() == 0 && left > minimum.shared {
+            // What is kept warm outlives our own expiry, and not the peer's.
+            if conn.in_use() == 0 && (is_taught || left > minimum.shared) {
                 let expires = deadline(conn.idle_since(), expiry);
                 if expires > at {
                     due(expires);
@@ -299,7 +301,8 @@ impl Tended for Host {
                 Standing::Serves | Standing::Renew(_) => None,
             };
             let (overdue, next) = state.expire_idle(minimum, at, is_over);
-            let next = if state.is_unused() && overdue.is_empty() {
+            let is_wanted = minimum != Minimum::default();
+            let next = if state.is_unused() && overdue.is_empty() && !is_wanted {
                 let forgotten = deadline(state.last_used, REMEMBER_ORIGIN);
                 Some(next.map_or(forgotten, |next| next.min(forgotten)))
             } else {
@@ -327,7 +330,7 @@ impl Tended for Host {
         }
         if self.blocked.load(Ordering::SeqCst) && self.has_waiters() {
             // It has connections, but not enough: what others have left alone for a while is its.
-            drop(self.room(ROOM_AFTER));
+            drop(self.room(self.room_after()));
             due(Some(deadline(at, ROOM_AFTER)));
         }
         if self.keeps_warm.load(Ordering::Relaxed) {
