@@ -73,7 +73,10 @@ fn runtimes_at_once_each_have_connections_of_their_own() {
         )));
         let accepted = world.server.counts().connections_accepted;
         assert!(accepted >= runtimes, "{accepted}");
-        assert_eq!(world.pool.stats().connections_created, accepted as u64);
+        // A dial that its runtime took along may have been accepted.
+        let stats = world.pool.stats();
+        let made = stats.connections_created..=stats.connections_created + stats.dials_failed;
+        assert!(made.contains(&(accepted as u64)), "{accepted} {stats:?}");
     }
 }
 

@@ -1,4 +1,6 @@
 //! Whether a failed attempt is made again. Pure. RFC 9110 §9.2.2, RFC 9112 §9.3.1, RFC 9113 §8.7.
+//!
+//! Beside this the origin's budget must have a retry left (`pool::budget`).
 
 use crate::error::{Error, ErrorKind, ReplaySafety};
 

@@ -201,6 +201,7 @@ pub(crate) async fn send(
             .filter(|early| early.is_open())
             .cloned();
         let http1 = matches!(lease, Lease::H1(_));
+        let unsettled = lease.is_unsettled();
         let has_deadline = timeouts.first_byte.is_some() || until.is_some();
         let doubter = lease.doubter().filter(|_| has_deadline);
         let sent = AtomicU64::new(0);
@@ -254,6 +255,12 @@ pub(crate) async fn send(
                         fresh: on_fresh,
                         pause,
                     } => {
+                        // A stream that was refused because its limit was not known yet is no sign of a server
+                        // in trouble.
+                        let is_free = unsettled && failure.kind == ErrorKind::Refused;
+                        if !is_free && !route.host(pool).is_ok_and(|host| host.may_retry()) {
+                            return Err(call.fail(error, route));
+                        }
                         fresh = on_fresh;
                         if pause {
                             // Past the total timeout the next attempt finds itself out of time.

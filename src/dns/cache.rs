@@ -370,12 +370,25 @@ impl Cache {
         };
         let has_any = |name: &Name| name.v4.iter().chain(&name.v6).any(is_kept);
         self.names.retain(|_, name| has_any(name));
-        while !self.names.is_empty() && self.names.len() >= self.options.max_names {
-            let oldest = self.names.iter().min_by_key(|(_, name)| name.used);
-            let Some(oldest) = oldest.map(|(name, _)| name.clone()) else {
-                return;
-            };
-            self.names.remove(&oldest);
+        if self.names.len() < self.options.max_names {
+            return;
+        }
+        // Several at once, so that a look at all of them is rare.
+        let too_many = self.names.len() + 1 - self.options.max_names;
+        let room = too_many.max(self.options.max_names / 16);
+        let mut by_use: Vec<_> = self
+            .names
+            .iter()
+            .map(|(n, known)| (known.used, n))
+            .collect();
+        by_use.sort_unstable();
+        let oldest: Vec<_> = by_use
+            .iter()
+            .take(room)
+            .map(|(_, n)| (*n).clone())
+            .collect();
+        for name in oldest {
+            self.names.remove(&name);
         }
     }
 }

@@ -55,6 +55,13 @@ struct Uses {
     look_at: usize,
 }
 
+impl Uses {
+    fn tidy(&mut self) {
+        self.names.retain(|_, known| known.strong_count() > 0);
+        self.look_at = 64 + 2 * self.names.len();
+    }
+}
+
 /// Whether a name is in use by requests that need no look-up, because they go over connections that
 /// exist: it is then kept fresh for the connection that comes after them.
 #[derive(Debug, Default)]
@@ -115,15 +122,29 @@ impl Dns {
             return Some(known);
         }
         if uses.names.len() >= uses.look_at {
-            uses.names.retain(|_, known| known.strong_count() > 0);
-            if uses.names.capacity() > 4 * uses.names.len() {
-                uses.names.shrink_to_fit();
-            }
-            uses.look_at = 64 + 2 * uses.names.len();
+            uses.tidy();
         }
         let known = Arc::new(NameUse::default());
         uses.names.insert(name.clone(), Arc::downgrade(&known));
         Some(known)
+    }
+
+    /// One of those who use the name of `host` goes; the last one takes it along.
+    pub(crate) fn forget_use(&self, host: &Host) {
+        let Some(name) = self.name_to_look_up(host) else {
+            return;
+        };
+        let mut uses = lock(&self.uses);
+        if uses
+            .names
+            .get(name)
+            .is_some_and(|known| known.strong_count() <= 1)
+        {
+            uses.names.remove(name);
+        }
+        if is_roomy(uses.names.capacity(), uses.names.len()) {
+            uses.names.shrink_to_fit();
+        }
     }
 
     fn name_to_look_up<'a>(&self, host: &'a Host) -> Option<&'a Arc<str>> {
@@ -304,6 +325,11 @@ async fn keep_fresh(dns: Weak<Dns>, key: NameKey) {
     }
 }
 
+/// A burst of names should not cost memory for ever.
+fn is_roomy(capacity: usize, len: usize) -> bool {
+    capacity > 64 + 4 * len
+}
+
 /// The one who keeps a name fresh.
 struct Keeper {
     dns: Weak<Dns>,
@@ -324,7 +350,11 @@ impl Keeper {
 impl Drop for Keeper {
     fn drop(&mut self) {
         if let Some(dns) = self.dns.upgrade() {
-            lock(&dns.kept).remove(&self.key);
+            let mut kept = lock(&dns.kept);
+            kept.remove(&self.key);
+            if is_roomy(kept.capacity(), kept.len()) {
+                kept.shrink_to_fit();
+            }
         }
     }
 }
@@ -338,7 +368,11 @@ struct Landing {
 
 impl Drop for Landing {
     fn drop(&mut self) {
-        lock(&self.dns.flights).remove(&self.key);
+        let mut flights = lock(&self.dns.flights);
+        flights.remove(&self.key);
+        if is_roomy(flights.capacity(), flights.len()) {
+            flights.shrink_to_fit();
+        }
     }
 }
 

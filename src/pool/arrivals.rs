@@ -48,6 +48,7 @@ impl Host {
                 self.opened_http2(id, handle, *driver, info.clone(), seat)
             }
         };
+        self.tell_populated();
         for report in dial.into_iter().flat_map(|dial| dial.what.reports) {
             // Whoever asked may be gone.
             let _ = report.send(Ok(info.clone()));

@@ -354,8 +354,11 @@ impl Home for Host {
             books.state.open -= 1;
             books.state.last_used = now();
             at.map(|at| books.live.swap_remove(at))
+                .map(|live| (live, books.live.is_empty()))
         };
-        drop(gone);
+        if gone.is_some_and(|(_, was_last)| was_last) {
+            self.tell_populated();
+        }
         self.shared.counters.closed(why);
     }
 

@@ -19,6 +19,7 @@ use crate::event::DialRecorder;
 use crate::sync::{fence, lock};
 use crate::timing::{ConnectionTrace, ConnectionUse, Phase, WaitCause};
 
+use super::budget::RetryBudget;
 use super::capacity::{Blocked, Permit};
 use super::dial::{DialTask, Report};
 use super::key::Key;
@@ -85,6 +86,9 @@ pub(super) struct Books {
     pub(super) minimums: Vec<Weak<Minimum>>,
     /// When peer addresses were last compared with the DNS answers.
     pub(super) addresses_checked: Instant,
+    /// Attempts that looked for a connection.
+    requests: u64,
+    retries: RetryBudget,
 }
 
 impl Books {
@@ -172,6 +176,8 @@ impl Host {
                 live: Vec::new(),
                 minimums: Vec::new(),
                 addresses_checked: now(),
+                requests: 0,
+                retries: RetryBudget::new(now()),
             }),
             key,
             plan: Arc::new(plan),
@@ -207,6 +213,7 @@ impl Host {
             if self.shared.is_closed() {
                 return Err(pool_closed().with_origin(self.plan.origin_text.clone()));
             }
+            books.requests += 1;
             let state = &mut books.state;
             state.last_used = at;
             if state.line.is_empty() {
@@ -336,6 +343,13 @@ impl Host {
         Some((cover, dial))
     }
 
+    /// Takes one retry out of the origin's budget.
+    pub(crate) fn may_retry(&self) -> bool {
+        let mut books = lock(&self.books);
+        let requests = books.requests;
+        books.retries.try_spend(requests, now())
+    }
+
     /// Serves whoever can be served and starts the dials that are wanted.
     pub(crate) fn drive(self: &Arc<Self>) {
         loop {
@@ -437,6 +451,13 @@ impl Host {
             self.janitor.due_at(deadline(now(), ROOM_AFTER));
         }
         None
+    }
+
+    /// The origin has its first connection, or lost its last one.
+    pub(super) fn tell_populated(&self) {
+        if let Some(room) = self.shared.room.get().and_then(Weak::upgrade) {
+            room.populated(&self.key);
+        }
     }
 
     /// For how long a connection of another origin must have been idle for us to get its place.

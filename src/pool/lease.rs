@@ -293,6 +293,11 @@ pub(crate) enum Lease {
 }
 
 impl Lease {
+    /// It is an HTTP/2 connection whose peer has not told its limits yet.
+    pub(crate) fn is_unsettled(&self) -> bool {
+        matches!(self, Self::H2(lease) if !lease.handle.has_settings())
+    }
+
     /// Whom to tell that the request on it got no answer in time.
     pub(crate) fn doubter(&self) -> Option<Doubter> {
         match self {

@@ -20,6 +20,7 @@
 
 mod acquire;
 mod arrivals;
+mod budget;
 mod capacity;
 mod departures;
 mod dial;

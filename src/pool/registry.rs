@@ -1,6 +1,6 @@
 //! All origins of a pool.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, Weak};
@@ -41,6 +41,9 @@ pub(crate) struct Pool {
 struct Registry {
     shared: Arc<Shared>,
     hosts: papaya::HashMap<Key, Arc<Host>>,
+    /// Origins with connections: of all that are known, those that could make room. Locked before the
+    /// books of an origin, never after.
+    populated: Mutex<HashSet<Key>>,
     janitors: Mutex<HashMap<RuntimeId, Arc<Janitor>>>,
     identities: Identities,
 }
@@ -70,6 +73,7 @@ impl Pool {
         let registry = Arc::new(Registry {
             shared: Arc::new(Shared::new(config.limits, Arc::new(config.deps))),
             hosts: papaya::HashMap::new(),
+            populated: Mutex::default(),
             janitors: Mutex::default(),
             identities: Identities::default(),
         });
@@ -207,6 +211,12 @@ impl Registry {
         janitor
     }
 
+    /// The origin is taken off.
+    fn forget(&self, host: &Host) {
+        let (name, _) = host.plan.target();
+        self.shared.deps.dns.forget_use(name);
+    }
+
     fn close(&self) {
         let why = CloseReason::PoolClosed;
         self.shared.close();
@@ -226,6 +236,7 @@ impl Origins for Registry {
                 continue;
             }
             if before.is_some_and(|before| host.remove_if_unused(before)) {
+                self.forget(host);
                 hosts.remove(key);
             } else {
                 tended.push(host.clone());
@@ -241,7 +252,9 @@ impl Origins for Registry {
             if key.runtime() == runtime {
                 host.remove();
                 host.shut_down(CloseReason::RuntimeGone);
+                self.forget(host);
                 hosts.remove(key);
+                lock(&self.populated).remove(key);
             }
         }
     }
@@ -252,10 +265,12 @@ impl Registry {
     /// a runtime that is parked may never close.
     fn give_up_idle(&self, except: Option<&Key>, at_least: Duration) -> GaveUp {
         let here = Handle::try_current().map(|runtime| runtime.id()).ok();
-        let mut idle: Vec<_> = self
-            .all()
-            .into_iter()
-            .filter(|host| except != Some(&host.key))
+        let populated: Vec<_> = lock(&self.populated).iter().cloned().collect();
+        let hosts = self.hosts.pin();
+        let mut idle: Vec<_> = populated
+            .iter()
+            .filter(|key| except != Some(key))
+            .filter_map(|key| hosts.get(key).cloned())
             .filter_map(|host| Some((Some(host.key.runtime()) != here, host.idle_since()?, host)))
             .collect();
         idle.sort_by_key(|(is_elsewhere, since, _): &(bool, Instant, _)| (*is_elsewhere, *since));
@@ -290,6 +305,17 @@ impl Relief for Registry {
 }
 
 impl MakeRoom for Registry {
+    fn populated(&self, origin: &Key) {
+        let mut populated = lock(&self.populated);
+        // Looked at here, so that two who come in the wrong order find the same.
+        let host = self.hosts.pin().get(origin).cloned();
+        if host.is_some_and(|host| host.live() > 0) {
+            populated.insert(origin.clone());
+        } else {
+            populated.remove(origin);
+        }
+    }
+
     fn make_room(&self, for_whom: &Key, at_least: Duration) -> Option<Permit> {
         // At the limit only, so a look at every origin is affordable.
         match self.give_up_idle(Some(for_whom), at_least) {

@@ -22,6 +22,8 @@ use super::term::Term;
 pub(crate) trait MakeRoom: Send + Sync {
     /// Of those that have been idle for `at_least`.
     fn make_room(&self, for_whom: &Key, at_least: Duration) -> Option<Permit>;
+    /// The origin has its first connection, or lost its last one. Called without its lock.
+    fn populated(&self, origin: &Key);
 }
 
 /// The shared part of a pool.

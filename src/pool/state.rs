@@ -591,7 +591,7 @@ mod play {
             self.0.pulse.get()
         }
         fn is_reserved(&self) -> bool {
-            self.0.id % 2 == 0
+            self.0.id.is_multiple_of(2)
         }
     }
 
