@@ -206,6 +206,8 @@ pub(crate) trait Carrier: AsyncRead + AsyncWrite + Send + Unpin {
     fn uncork(&mut self);
     /// Gives buffers back while the connection is idle.
     fn release_buffers(&mut self);
+    /// Reads are not expected to bring anything: no buffer is made for them until they do.
+    fn expect_nothing(&mut self, _is_so: bool) {}
     /// Ready once every handshake below is over. Drives it.
     fn poll_established(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
 }
@@ -249,6 +251,7 @@ pub(crate) struct Wire<T> {
     /// response that has arrived.
     write_error: Option<io::Error>,
     buffer: Option<Box<[u8]>>,
+    expects_nothing: bool,
     start: usize,
     end: usize,
     last_read: Option<Instant>,
@@ -264,6 +267,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Wire<T> {
             out: Vec::new(),
             write_error: None,
             buffer: None,
+            expects_nothing: false,
             start: 0,
             end: 0,
             last_read: None,
@@ -359,6 +363,10 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Carrier for Wire<T> {
         }
     }
 
+    fn expect_nothing(&mut self, is_so: bool) {
+        self.expects_nothing = is_so;
+    }
+
     fn poll_established(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
     }
@@ -394,15 +402,23 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncBufRead for Wire<T> {
         let this = self.get_mut();
         this.release_flight(cx);
         if this.start == this.end {
-            let buffer = this
-                .buffer
-                .get_or_insert_with(|| vec![0; READ_BUFFER].into_boxed_slice());
-            let mut read = ReadBuf::new(buffer);
+            let make = || vec![0; READ_BUFFER].into_boxed_slice();
+            let mut scrap = [0; 64];
+            let is_scrap = this.expects_nothing && this.buffer.is_none();
+            let mut read = if is_scrap {
+                ReadBuf::new(&mut scrap)
+            } else {
+                ReadBuf::new(this.buffer.get_or_insert_with(make))
+            };
             ready!(Pin::new(&mut this.io).poll_read(cx, &mut read))?;
             this.start = 0;
             this.end = read.filled().len();
             if this.end > 0 {
                 this.last_read = Some(clock::now());
+                if is_scrap {
+                    let end = this.end;
+                    this.buffer.get_or_insert_with(make)[..end].copy_from_slice(&scrap[..end]);
+                }
             }
         }
         let buffer = this.buffer.as_deref().unwrap_or_default();

@@ -214,6 +214,10 @@ impl Carrier for Stream {
         self.wire_mut().release_buffers();
     }
 
+    fn expect_nothing(&mut self, is_so: bool) {
+        self.wire_mut().expect_nothing(is_so);
+    }
+
     fn poll_established(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.poll_end_early(cx)
     }

@@ -12,7 +12,7 @@ use std::time::Instant;
 use bytes::{Buf, Bytes, BytesMut};
 use http::{HeaderMap, Method, StatusCode, Version};
 use http_body::Frame;
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, ReadBuf};
 
 use crate::body::Body;
 use crate::close_reason::CloseReason;
@@ -135,15 +135,17 @@ impl<S: Carrier> Http1<S> {
         // A connection that has never served still holds the end of its handshake back.
         self.io.uncork();
         let _ = Pin::new(&mut self.io).poll_flush(cx);
-        let read = {
-            let read = pin!(self.io.read_buf(&mut self.buffer));
-            read.poll(cx)
-        };
+        // Whatever comes ends the connection, so there is no need to keep it.
+        let mut scrap = [0; 16];
+        let mut scrap = ReadBuf::new(&mut scrap);
+        self.io.expect_nothing(true);
+        let read = Pin::new(&mut self.io).poll_read(cx, &mut scrap);
+        self.io.expect_nothing(false);
         match read {
             Poll::Pending => Ok(()),
-            Poll::Ready(Ok(0) | Err(_)) => Err(CloseReason::PeerClosedIdle),
             // RFC 9112 §9.2: no request is outstanding, so this is nobody's answer.
-            Poll::Ready(Ok(_)) => Err(CloseReason::UnsolicitedBytes),
+            Poll::Ready(Ok(())) if !scrap.filled().is_empty() => Err(CloseReason::UnsolicitedBytes),
+            Poll::Ready(_) => Err(CloseReason::PeerClosedIdle),
         }
     }
 

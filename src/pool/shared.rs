@@ -26,6 +26,11 @@ pub(crate) trait MakeRoom: Send + Sync {
     fn populated(&self, origin: &Key);
 }
 
+/// In cache lines of its own: it is written for every request, and what stands beside it only read.
+#[derive(Debug)]
+#[repr(align(128))]
+struct Alone<T>(T);
+
 /// The shared part of a pool.
 pub(crate) struct Shared {
     pub(crate) limits: Limits,
@@ -34,7 +39,7 @@ pub(crate) struct Shared {
     pub(crate) counters: Arc<Counters>,
     /// Of HTTP/2 connections it is told by whoever takes the first stream and whoever gives the last one
     /// back, in either order: for a moment it may be one too few, even below zero.
-    idle: AtomicIsize,
+    idle: Alone<AtomicIsize>,
     pub(crate) waiting: AtomicUsize,
     pub(crate) upgraded: AtomicUsize,
     closed: AtomicBool,
@@ -56,7 +61,7 @@ impl Shared {
             limits,
             deps,
             counters: Counters::new(),
-            idle: AtomicIsize::new(0),
+            idle: Alone(AtomicIsize::new(0)),
             waiting: AtomicUsize::new(0),
             upgraded: AtomicUsize::new(0),
             closed: AtomicBool::new(false),
@@ -82,21 +87,22 @@ impl Shared {
 
     /// Connections that are idle.
     pub(crate) fn idle(&self) -> usize {
-        usize::try_from(self.idle.load(Ordering::SeqCst)).unwrap_or(0)
+        usize::try_from(self.idle.0.load(Ordering::SeqCst)).unwrap_or(0)
     }
 
     pub(crate) fn more_idle(&self) {
-        self.idle.fetch_add(1, Ordering::SeqCst);
+        self.idle.0.fetch_add(1, Ordering::SeqCst);
     }
 
     pub(crate) fn less_idle(&self) {
-        self.idle.fetch_sub(1, Ordering::SeqCst);
+        self.idle.0.fetch_sub(1, Ordering::SeqCst);
     }
 
     /// One more idle connection, if the limit allows.
     pub(crate) fn try_idle(&self) -> bool {
         let max = isize::try_from(self.limits.max_keepalive_connections).unwrap_or(isize::MAX);
         self.idle
+            .0
             .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| {
                 (n < max).then_some(n + 1)
             })
