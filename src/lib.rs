@@ -57,7 +57,26 @@
 //!   by many runtimes; each dials its own.
 //! * An idle connection on which the peer closes or says something unasked is dropped when that
 //!   happens, not when it is next wanted; right before a request is written it is looked at once
-//!   more.
+//!   more. After bytes that nobody asked for, the origin's HTTP/1.1 connections serve one request each
+//!   for a minute.
+//! * A connection at the end of its term hands over before it ends: its successor is dialled while it
+//!   still serves, so no request waits for the change. The term is [`Limits::max_lifetime`],
+//!   [`Limits::max_requests_per_connection`], what the server announced (`Keep-Alive: timeout, max`), what
+//!   it taught by closing twice at about the same idle time or number of requests
+//!   ([`ConnectionInfo::limits`]), or its address leaving the DNS answers.
+//! * [`ClientBuilder::min_idle`] and [`ClientBuilder::min_connections`] keep connections warm.
+//! * An HTTP/2 peer that is silent for 10 s while a request waits, or when one comes, is asked with a PING;
+//!   until it answers it gets no new streams, a late answer starts a spare dial, and without any within 1 to 5 s the
+//!   connection is ended. Idle connections send nothing.
+//! * At the total limit an idle connection of another origin makes room; an origin without any connection
+//!   comes before those that have some. A connection that is idle on a runtime which nobody drives can
+//!   make room only over HTTP/1.1.
+//!
+//! # Processes and clocks
+//!
+//! A pool does not survive `fork`: both processes would write to the same sockets. Make it afterwards. All
+//! timers are monotonic, so changes of the date do nothing; after a suspend, connections are looked at before
+//! they are used again, and HTTP/2 peers are asked.
 //!
 //! # Cancel safety
 //!
@@ -69,7 +88,7 @@
 //! | [`RequestBuilder::send`] after sending began | HTTP/1.1: the connection is closed. HTTP/2: the stream is reset, nobody else notices |
 //! | [`Response::chunk`] | nothing is lost, the next call goes on |
 //! | [`Response::bytes`], `text`, `json` | what was read so far is lost |
-//! | [`Response`], [`ResponseBody`] | as for `send` after sending began, unless the rest has already arrived and is short |
+//! | [`Response`], [`ResponseBody`] | HTTP/2: the stream is reset. HTTP/1.1: the rest is read in the background, at most 64 KiB and 50 ms ([`Limits`]), or the connection is closed |
 //! | [`ConnectionPool::warm`], [`ConnectionPool::shutdown`] | the waiting ends, the work does not |
 //!
 //! A failed attempt is made again only if that is safe ([`RetryPolicy::Rfc`]); otherwise the error

@@ -382,3 +382,77 @@ async fn stream_with_data_under_way_is_no_silence() {
     tokio::task::yield_now().await;
     assert_eq!(log.of(0, "PING"), [0u64; 0]);
 }
+
+#[tokio::test(start_paused = true)]
+async fn peer_that_sends_is_alive_though_it_answers_no_ping() {
+    let log = Log::new();
+    let sim = {
+        let log = log.clone();
+        Sim::http2(move |mut conn, index| {
+            let log = log.clone();
+            async move {
+                conn.auto_ping(index > 0);
+                conn.handshake(&[]).await;
+                if index > 0 {
+                    // A spare: it lives, and answers no request either.
+                    while conn.read_frame().await.is_some() {}
+                    return;
+                }
+                let first = conn.read_headers().await.stream;
+                conn.headers(first, OK, false).await;
+                loop {
+                    // Data for the first, and not a word for the others.
+                    conn.data(first, "token", false).await;
+                    if timeout(millis(400), conn.readable()).await.is_ok() {
+                        match conn.read_frame().await {
+                            Some(frame) if frame.kind == PING => log.note(index, "PING"),
+                            Some(_) => {}
+                            None => return,
+                        }
+                    }
+                }
+            }
+        })
+    };
+    let pool = sim.pool(|pool| pool);
+    let client = sim::client(&pool, Protocols::Http2PriorKnowledge);
+    let mut tokens = client.get("/").send().await.unwrap();
+    for _ in 0..20 {
+        let request = client.get("/").timeout(millis(1_100)).send();
+        let error = request.await.expect_err("no answer comes");
+        assert!(error.is_timeout(), "{error}");
+        tokens.chunk().await.expect("it goes on").expect("and on");
+    }
+    assert!(!log.of(0, "PING").is_empty(), "it was asked");
+    let closed = pool.stats().closed;
+    assert!(closed.is_empty(), "{closed:?}");
+    assert_eq!(sim.live(), sim.dials());
+    assert!(sim.dials() <= 2, "a spare at most: {}", sim.dials());
+}
+
+#[tokio::test(start_paused = true)]
+async fn slow_upload_behind_which_a_ping_waits_is_no_silence() {
+    let sim = Sim::http2(|mut conn, _| async move {
+        conn.handshake(&[(4, 16 * 1024 * 1024)]).await;
+        conn.window_update(0, 16 * 1024 * 1024).await;
+        let stream = conn.read_headers().await.stream;
+        // 16 KiB in two seconds: what lies between holds more than eight seconds of it.
+        loop {
+            sleep(millis(2_000)).await;
+            match conn.read_frame().await {
+                Some(frame) if frame.is_end_stream() => break,
+                Some(_) => {}
+                None => return,
+            }
+        }
+        conn.headers(stream, OK, true).await;
+        conn.closed_by_client().await;
+    });
+    let pool = sim.pool(|pool| pool);
+    let client = sim::client(&pool, Protocols::Http2PriorKnowledge);
+    client.warm(1).await.unwrap();
+    let body = vec![b'x'; 400 * 1024];
+    let response = client.post("/").body(body).send().await.expect("an answer");
+    assert_eq!(response.status(), 200);
+    assert!(!pool.stats().closed.contains_key(&CloseReason::Unresponsive));
+}

@@ -213,6 +213,56 @@ async fn restart_that_closes_old_and_young_at_once_teaches_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn server_that_fails_under_load_teaches_no_idle_time() {
+    // Answers once on each connection, and resets it at the second request.
+    let sim = Sim::http1(|mut conn, _| async move {
+        conn.read_head().await;
+        conn.send(ANSWER).await;
+        conn.read_head().await;
+    });
+    let pool = sim.pool(|pool| pool);
+    let client = sim::client(&pool, Protocols::Http1);
+    for _ in 0..10 {
+        get(&client).await;
+        let error = client.post("/").body("x").send().await.expect_err("lost");
+        assert_eq!(error.replay_safety(), ReplaySafety::MaybeProcessed);
+    }
+    client.warm(1).await.unwrap();
+    let limits = pool.connections()[0].limits().unwrap();
+    assert_eq!(limits.learned_idle, None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn requests_beside_those_that_are_made_again_have_dials_of_their_own() {
+    let sim = Sim::http1(|mut conn, index| async move {
+        if index < 3 {
+            conn.read_head().await;
+            conn.send(ANSWER).await;
+            conn.read_head().await;
+            return;
+        }
+        serve_h1(conn).await;
+    });
+    let pool = sim.pool(|pool| pool);
+    let client = sim::client(&pool, Protocols::Http1);
+    // Three connections that will fail at their next request.
+    let three = join_all((0..3).map(|_| async { client.get("/").send().await.unwrap() })).await;
+    for mut response in three {
+        response.bytes().await.unwrap();
+    }
+    sim.dial_takes(millis(100));
+    let began = Instant::now();
+    let six = (0..6).map(|_| async {
+        get(&client).await;
+        began.elapsed()
+    });
+    for took in join_all(six).await {
+        assert_eq!(took, millis(100), "one dial, and nobody else's");
+    }
+    assert_eq!(sim.dials(), 9);
+}
+
+#[tokio::test(start_paused = true)]
 async fn announced_idle_time_is_honoured_with_a_margin() {
     for (said, used) in [
         ("timeout=5", 4_000),

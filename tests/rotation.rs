@@ -439,3 +439,33 @@ async fn idle_and_kept_alive_are_told_of_every_connection() {
     assert!(limits.retire_at.is_some());
     assert_eq!((limits.learned_idle, limits.learned_requests), (None, None));
 }
+
+#[tokio::test(start_paused = true)]
+async fn successor_has_room_under_the_idle_limit_and_is_dialled_once() {
+    for protocols in BOTH {
+        for keep in [0, 1] {
+            let sim = endless(protocols);
+            sim.dial_takes(DIAL);
+            let limits = Limits::default()
+                .max_lifetime(millis(5_000))
+                .max_keepalive_connections(keep);
+            let pool = sim.pool(|pool| pool.limits(limits));
+            let client = sim::client(&pool, plain(protocols));
+            get(&client).await;
+            let mut waiting = 0;
+            for _ in 0..6_000 {
+                sleep(millis(10)).await;
+                let (how, timing) = get(&client).await;
+                waiting += usize::from(waited(how, &timing));
+            }
+            // A minute: at most fifteen lives of four seconds and more.
+            if keep == 1 {
+                assert_eq!(waiting, 0, "{protocols:?}");
+                assert!(sim.dials() <= 17, "{protocols:?}: {}", sim.dials());
+            } else {
+                // Nothing may be idle: every request dials, and none twice.
+                assert!(sim.dials() <= 6_001 + 17, "{protocols:?}: {}", sim.dials());
+            }
+        }
+    }
+}

@@ -414,6 +414,7 @@ impl Pulse {
             progress: shared.tap.progress(),
             has_streams: shared.slots.in_use() > 0,
             is_doubted,
+            is_blocked: shared.tap.is_blocked(),
             may_ping: !self.calm.load(Ordering::Relaxed),
         }
     }

@@ -37,6 +37,8 @@ pub(super) struct Sight {
     pub(super) is_doubted: bool,
     /// The peer tolerates PINGs.
     pub(super) may_ping: bool,
+    /// What we send waits for room, the PING perhaps too.
+    pub(super) is_blocked: bool,
 }
 
 /// What to do.
@@ -123,12 +125,19 @@ impl Health {
             has_streams,
             is_doubted,
             may_ping,
+            is_blocked,
         } = sight;
         if let Some(asked) = &mut self.asked {
             // While anything comes the peer lives, whatever stands before its answer.
             let silent_since = asked.at.max(heard);
-            let dead_at = deadline(silent_since, self.dead);
-            let late_at = deadline(silent_since, self.late);
+            let (late, dead) = if is_blocked {
+                // A full path is slow, and a round trip on it longer than it was.
+                (DEAD_AT_MOST / 2, DEAD_AT_MOST)
+            } else {
+                (self.late, self.dead)
+            };
+            let dead_at = deadline(silent_since, dead);
+            let late_at = deadline(silent_since, late);
             return if now >= dead_at {
                 Advice::Dead
             } else if asked.is_late {
@@ -181,6 +190,7 @@ mod tests {
             has_streams: true,
             is_doubted: false,
             may_ping: true,
+            is_blocked: false,
         }
     }
 
@@ -287,6 +297,11 @@ mod tests {
             assert_eq!(advice, Advice::Wait(Some(t0 + MS(now * 100 + 50))));
         }
         assert_eq!(health.advise(sight(t0, MS(5100), MS(5000))), Advice::Late);
+        let blocked = Sight {
+            is_blocked: true,
+            ..sight(t0, MS(6000), MS(5000))
+        };
+        assert_eq!(health.advise(blocked), Advice::Wait(Some(t0 + MS(10_000))));
         assert_eq!(health.advise(sight(t0, MS(6000), MS(5000))), Advice::Dead);
     }
 }

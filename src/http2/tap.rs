@@ -272,6 +272,8 @@ pub(crate) struct TapState {
     progress: AtomicU64,
     /// The last write that had waited for room and got it: the peer's kernel takes what we send.
     moved: AtomicU64,
+    /// The last write found no room.
+    is_blocked: AtomicBool,
     settings_seen: AtomicBool,
     /// How often the peer has set its stream limit.
     limits_seen: AtomicU32,
@@ -291,6 +293,7 @@ impl TapState {
             last_read: AtomicU64::new(0),
             progress: AtomicU64::new(0),
             moved: AtomicU64::new(0),
+            is_blocked: AtomicBool::new(false),
             settings_seen: AtomicBool::new(false),
             limits_seen: AtomicU32::new(0),
             goaway: AtomicBool::new(false),
@@ -345,6 +348,11 @@ impl TapState {
     /// The last read that brought anything, or the beginning.
     pub(crate) fn heard(&self) -> Instant {
         self.base + Duration::from_nanos(self.last_read.load(Ordering::Relaxed))
+    }
+
+    /// What we send waits for room: it may be a while until a PING has left.
+    pub(crate) fn is_blocked(&self) -> bool {
+        self.is_blocked.load(Ordering::Relaxed)
     }
 
     /// The last write that had waited for room and got it, or the beginning.
@@ -463,14 +471,18 @@ impl<S: Carrier> Tap<S> {
 impl<S> Tap<S> {
     fn wrote(&mut self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         match &written {
-            Poll::Pending => self.is_blocked = true,
+            Poll::Pending if !self.is_blocked => {
+                self.is_blocked = true;
+                self.state.is_blocked.store(true, Ordering::Relaxed);
+            }
             Poll::Ready(Ok(_)) if self.is_blocked => {
                 self.is_blocked = false;
+                self.state.is_blocked.store(false, Ordering::Relaxed);
                 let at = now().saturating_duration_since(self.state.base);
                 let at = u64::try_from(at.as_nanos()).unwrap_or(u64::MAX);
                 self.state.moved.store(at, Ordering::Relaxed);
             }
-            Poll::Ready(_) => {}
+            Poll::Pending | Poll::Ready(_) => {}
         }
         written
     }
