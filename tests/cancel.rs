@@ -173,3 +173,90 @@ async fn those_who_wait_inherit_the_dial_of_one_who_left_and_its_error() {
     })
     .await;
 }
+
+/// Transports over which the server's bytes arrive only once the gate is open.
+#[derive(Clone)]
+struct Gated {
+    server: std::net::SocketAddr,
+    gate: support::gate::Gate,
+    /// Before the connection is there, or in the middle of the handshake.
+    is_before: bool,
+}
+
+impl firstbyte::io::Dial for Gated {
+    fn dial(
+        &self,
+        _: firstbyte::io::DialTarget,
+    ) -> firstbyte::io::BoxFuture<'static, std::io::Result<firstbyte::io::Transport>> {
+        let (this, opened) = (self.clone(), self.gate.waiter());
+        Box::pin(async move {
+            if this.is_before {
+                opened.opened().await;
+                let tcp = tokio::net::TcpStream::connect(this.server).await?;
+                return Ok(firstbyte::io::Transport::Tcp(tcp));
+            }
+            let mut tcp = tokio::net::TcpStream::connect(this.server).await?;
+            let (near, mut far) = tokio::io::duplex(64 * 1024);
+            tokio::spawn(async move {
+                let (mut from_server, mut to_server) = tcp.split();
+                let (mut from_client, mut to_client) = tokio::io::split(&mut far);
+                let down = async {
+                    opened.opened().await;
+                    tokio::io::copy(&mut from_server, &mut to_client).await
+                };
+                let up = tokio::io::copy(&mut from_client, &mut to_server);
+                tokio::select! { _ = down => {}, _ = up => {} }
+            });
+            Ok(firstbyte::io::Transport::custom(near))
+        })
+    }
+}
+
+#[tokio::test]
+async fn request_dropped_while_its_dial_stands_in_tcp_or_tls_leaves_the_dial_to_the_next() {
+    in_time(async {
+        for protocols in BOTH {
+            for is_before in [true, false] {
+                let mut world = World::new().await;
+                let gate = support::gate::Gate::new();
+                let gated = Gated {
+                    server: world.server.addr(),
+                    gate: gate.clone(),
+                    is_before,
+                };
+                let tls = firstbyte::tls::TlsOptions::new().builtin_roots(false);
+                world.pool = firstbyte::ConnectionPool::builder()
+                    .name_servers([world.dns.addr()])
+                    .tls(tls.add_root(world.pki.ca_der()))
+                    .dialer(gated)
+                    .build()
+                    .unwrap();
+                let client = world.client(protocols);
+                let request = tokio::spawn(async move { client.get("/").send().await.map(drop) });
+                eventually("it is dialling", || world.pool.stats().open == 1).await;
+                if !is_before {
+                    world.server.wait(|c| c.connections_accepted == 1).await;
+                }
+                request.abort();
+                eventually("it has left", || world.pool.stats().waiting == 0).await;
+                gate.open();
+                eventually("its dial has gone on", || world.pool.stats().idle == 1).await;
+                let case = format!("{protocols:?} {is_before}");
+                let client = world.client(protocols);
+                let mut response = client.get("/").send().await.unwrap();
+                assert_eq!(
+                    response.connection_use(),
+                    ConnectionUse::Prewarmed,
+                    "{case}"
+                );
+                response.bytes().await.unwrap();
+                drop(response);
+                settled(&world, protocols).await;
+                world.pool.close_idle();
+                eventually("all is closed", || world.pool.stats().open == 0).await;
+                world.server.wait(|c| c.connections_open == 0).await;
+            }
+        }
+    })
+    .await;
+}

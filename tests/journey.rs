@@ -250,6 +250,56 @@ async fn unknown_protocol_is_found_out_by_one_dial() {
 }
 
 #[tokio::test]
+async fn unknown_protocol_that_turns_out_to_be_http1_fans_out_at_once_and_is_remembered() {
+    let gate = support::gate::Gate::new();
+    let held = gate.clone();
+    let world = World::with(
+        |server| {
+            let server = server.alpn(&["http/1.1"]);
+            server.handler(move |_| support::server::Reply::ok().body("ok").hold(held.clone()))
+        },
+        |pool| pool,
+    )
+    .await;
+    let client = world.client(firstbyte::Protocols::Auto);
+    let requests = || join_all((0..10).map(|_| client.get("/").send()));
+    let all_there = |n| {
+        let (world, gate) = (&world, &gate);
+        async move {
+            world.server.wait(|c| c.requests == n).await;
+            let mut traces: Vec<_> = world.pool.connections();
+            traces.sort_by_key(|connection| connection.trace().start);
+            gate.open();
+            traces
+        }
+    };
+    let (responses, connections) = tokio::join!(requests(), all_there(10));
+    assert_eq!(connections.len(), 10, "a connection each");
+    let known_at = connections[0].ready_at();
+    for other in &connections[1..] {
+        assert!(
+            other.trace().start >= known_at,
+            "one dial told the protocol"
+        );
+        assert!(
+            other.trace().start < connections[9].ready_at(),
+            "the others ran at once"
+        );
+    }
+    drop(responses);
+    common::eventually("all is idle", || world.pool.stats().active == 0).await;
+    world.pool.close_idle();
+    common::eventually("all is closed", || world.pool.stats().open == 0).await;
+    // Remembered: no dial waits for another.
+    let before = world.server.counts().connections_accepted;
+    for response in requests().await {
+        response.unwrap();
+    }
+    assert!(world.server.counts().connections_accepted > before);
+    assert_eq!(world.pool.stats().joined, 0);
+}
+
+#[tokio::test]
 async fn kernel_can_be_asked_about_a_connection_for_as_long_as_it_lives() {
     let world = World::new().await;
     for protocols in common::BOTH {

@@ -48,6 +48,33 @@ async fn warm_opens_connections_and_sends_no_request() {
 }
 
 #[tokio::test]
+async fn warm_connections_have_read_their_tickets_though_nothing_was_asked() {
+    in_time(async {
+        for protocols in [Protocols::Http1, Protocols::Http2] {
+            let world = World::new().await;
+            let client = world.client(protocols);
+            let report = client.warm(2).await.unwrap();
+            assert!(report.error.is_none());
+            eventually("tickets are in store", || {
+                world.pool.stats().tls_tickets > 0
+            })
+            .await;
+            assert_eq!(world.server.counts().requests, 0);
+            // The next connection resumes.
+            let _held = client.get("/").send().await.unwrap();
+            world.pool.close_idle();
+            let report = client.warm(2).await.unwrap();
+            let opened = report.connections.iter().filter(|c| c.opened);
+            for warm in opened {
+                assert_eq!(warm.connection.tls_resumed(), Some(true), "{protocols:?}");
+                assert!(warm.connection.trace().tls.is_some());
+            }
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn warm_finds_the_protocol_out_and_reports_what_failed() {
     in_time(async {
         let world = World::with(|server| server.alpn(&["http/1.1"]), |pool| pool).await;

@@ -149,6 +149,36 @@ fn runtime_dropped_with_a_request_a_dial_and_a_waiter_in_flight_leaves_a_working
 }
 
 #[test]
+fn runtime_that_ends_with_thousands_of_waiters_ends_flat() {
+    let home = multi_thread();
+    let limits = Limits::default().max_connections_per_host(1);
+    let world = home.block_on(World::with(|server| server, |pool| pool.limits(limits)));
+    let dns = world.dns.hold("api.test", Family::V4);
+    for panics in [false, true] {
+        let client = world.client(Protocols::Http1);
+        let pool = world.pool.clone();
+        let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            let guest = current_thread();
+            guest.block_on(in_time(async {
+                for _ in 0..10_000 {
+                    let client = client.clone();
+                    tokio::spawn(async move { client.get("/").send().await.map(drop) });
+                }
+                eventually("all wait", || pool.stats().waiting == 10_000).await;
+            }));
+            assert!(
+                !panics,
+                "on purpose: the runtime is dropped while its thread unwinds"
+            );
+        }));
+        assert_eq!(ended.is_err(), panics);
+        let stats = world.pool.stats();
+        assert_eq!((stats.waiting, stats.open), (0, 0));
+    }
+    dns.open();
+}
+
+#[test]
 fn waiter_of_another_thread_learns_that_the_runtime_of_its_dial_is_gone() {
     let home = multi_thread();
     let world = home.block_on(World::new());

@@ -1,6 +1,8 @@
 //! A dial in a task of its own: it belongs to the pool. Whoever asked may go; it finishes and
 //! serves the next.
 
+use std::future::{Future, poll_fn};
+use std::pin::pin;
 use std::sync::Arc;
 
 use tokio::runtime::Handle;
@@ -47,23 +49,39 @@ impl DialTask {
     /// Starts it. It ends with exactly one call of its sink, even if its runtime is shut down or
     /// the user's dialer panics.
     pub(crate) fn spawn(self, runtime: &Handle) -> AbortHandle {
-        let mut guard = Guard(Some(self));
+        let mut guard = Guard {
+            task: Some(self),
+            is_polled: false,
+        };
         let task = runtime.spawn(async move {
-            let Some(task) = &guard.0 else { return };
+            let Some(task) = &guard.task else { return };
             let (plan, deps) = (task.plan.clone(), task.deps.clone());
-            let recorder = task.recorder.clone();
-            let result = connect(&plan, &deps, &recorder, task.learned).await;
+            let (recorder, learned) = (task.recorder.clone(), task.learned);
+            let mut dial = pin!(connect(&plan, &deps, &recorder, learned));
+            let result = poll_fn(|cx| {
+                guard.is_polled = true;
+                let polled = dial.as_mut().poll(cx);
+                guard.is_polled = false;
+                polled
+            });
+            let result = result.await;
             guard.finish(result, false);
         });
         task.abort_handle()
     }
 }
 
-struct Guard(Option<DialTask>);
+struct Guard {
+    task: Option<DialTask>,
+    /// Dropped meanwhile, the dial has panicked.
+    is_polled: bool,
+}
 
 impl Guard {
     fn finish(&mut self, result: Result<Opened, Error>, is_abandoned: bool) {
-        let Some(task) = self.0.take() else { return };
+        let Some(task) = self.task.take() else {
+            return;
+        };
         let DialTask {
             id,
             sink,
@@ -85,8 +103,8 @@ impl Guard {
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        let Some(task) = &self.0 else { return };
-        let is_abandoned = !std::thread::panicking();
+        let Some(task) = &self.task else { return };
+        let is_abandoned = !self.is_polled;
         let error = if is_abandoned {
             runtime_gone()
         } else {

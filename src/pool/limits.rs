@@ -21,9 +21,11 @@ pub struct Limits {
     /// Connections to one origin (and one set of options). Default none.
     pub max_connections_per_host: Option<usize>,
     /// Age at which a connection takes no new requests, spread by up to 10 % so that connections
-    /// opened together do not end together. Default none.
+    /// opened together do not end together. One that has served requests is replaced before: its successor is
+    /// dialled in the last fifth of its life, at most 30 s ahead. Default none.
     pub max_lifetime: Option<Duration>,
-    /// Requests after which a connection takes no new ones. Default none.
+    /// Requests after which a connection takes no new ones; its successor is dialled at 80 % of them.
+    /// Default none.
     pub max_requests_per_connection: Option<u64>,
     /// Requests that may wait for a connection at the same time; one more fails at once. Default
     /// none.

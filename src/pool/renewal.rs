@@ -16,12 +16,13 @@ use crate::sync::lock;
 
 use super::host::{Asked, Books, Host};
 use super::lease::{H2Conn, Home, Lease, Tenure};
-use super::shared::Live;
+use super::shared::{Live, Renewal};
 use super::state::{Minimum, Purpose};
 use super::term::Standing;
 
-/// A successor that could not be had is tried again after that.
+/// A successor that could not be had is tried again after that, and twice as long each time, up to a minute.
 const RENEW_PAUSE: Duration = Duration::from_secs(1);
+const MAX_DOUBLINGS: u32 = 6;
 /// Minimums are filled up no more often.
 const MINIMUM_PAUSE: Duration = Duration::from_secs(1);
 
@@ -61,7 +62,12 @@ impl Host {
             let Some(live) = find(&mut books, id.as_u64()) else {
                 return;
             };
-            live.renewal = Some((why, None));
+            let failures = live.renewal.map_or(0, |renewal| renewal.failures);
+            live.renewal = Some(Renewal {
+                why,
+                failures,
+                retry: None,
+            });
         }
         let purpose = Purpose::Successor(id.as_u64());
         let unused = match self.shared.capacity.try_reserve() {
@@ -76,13 +82,15 @@ impl Host {
 
     /// The successor of a connection is not to be had now.
     pub(super) fn successor_failed(&self, old: u64) {
-        let again = deadline(now(), RENEW_PAUSE);
         let mut books = lock(&self.books);
         if let Some(live) = find(&mut books, old)
             && live.tenure.over.get().is_none()
-            && let Some((_, retry)) = &mut live.renewal
+            && let Some(renewal) = &mut live.renewal
         {
-            *retry = Some(again);
+            let pause = RENEW_PAUSE * (1 << renewal.failures.min(MAX_DOUBLINGS));
+            let again = deadline(now(), pause);
+            renewal.failures += 1;
+            renewal.retry = Some(again);
             drop(books);
             self.janitor.due_at(again);
         }
@@ -95,7 +103,9 @@ impl Host {
             let Some(live) = find(&mut books, old) else {
                 return;
             };
-            let why = live.renewal.map_or(CloseReason::Lifetime, |(why, _)| why);
+            let why = live
+                .renewal
+                .map_or(CloseReason::Lifetime, |renewal| renewal.why);
             let _ = live.tenure.over.set(why);
             let state = &mut books.state;
             let shared = state.multiplexed().find(|c| c.info.id().as_u64() == old);
@@ -137,12 +147,15 @@ impl Host {
                             due.push((live.id, why, live.tenure.clone()));
                         }
                     }
-                    Some((why, Some(retry))) if retry <= at => {
-                        live.renewal = Some((why, None));
+                    Some(Renewal {
+                        why,
+                        retry: Some(retry),
+                        ..
+                    }) if retry <= at => {
                         live.tenure.is_renewing.store(false, Ordering::SeqCst);
                         due.push((live.id, why, live.tenure.clone()));
                     }
-                    Some((_, retry)) => look(retry),
+                    Some(renewal) => look(renewal.retry),
                 }
             }
         }

@@ -153,8 +153,17 @@ pub(crate) struct Live {
     pub(crate) killer: Killer,
     pub(crate) term: Term,
     pub(crate) tenure: Arc<Tenure>,
-    /// Why it needs a successor, and when to try again to get one.
-    pub(crate) renewal: Option<(CloseReason, Option<Instant>)>,
+    /// Its successor, as soon as it needs one.
+    pub(crate) renewal: Option<Renewal>,
+}
+
+/// The search for a successor.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Renewal {
+    pub(crate) why: CloseReason,
+    pub(crate) failures: u32,
+    /// When to try again; `None` while a dial runs.
+    pub(crate) retry: Option<Instant>,
 }
 
 /// Ends a connection with whatever it carries.
