@@ -248,6 +248,7 @@ async fn blackholed_peer_under_load_is_given_up_and_everything_after_the_deadlin
         if let Err(error) = result {
             // On the wire, answer unknown: told so, and never sent twice.
             assert_eq!(error.kind(), ErrorKind::ConnectionLost, "{error}");
+            assert!(error.to_string().contains("PING"), "{error}");
             assert_eq!(error.replay_safety(), ReplaySafety::MaybeProcessed);
             failed.push(began);
         }
@@ -455,4 +456,30 @@ async fn slow_upload_behind_which_a_ping_waits_is_no_silence() {
     let response = client.post("/").body(body).send().await.expect("an answer");
     assert_eq!(response.status(), 200);
     assert!(!pool.stats().closed.contains_key(&CloseReason::Unresponsive));
+}
+
+#[tokio::test(start_paused = true)]
+async fn body_of_a_peer_that_falls_silent_ends_with_an_error_that_says_so() {
+    let sim = Sim::http2(|mut conn, _| async move {
+        conn.auto_ping(false);
+        conn.handshake(&[]).await;
+        let stream = conn.read_headers().await.stream;
+        conn.headers(stream, OK, false).await;
+        conn.data(stream, "token", false).await;
+        conn.closed_by_client().await;
+    });
+    let pool = sim.pool(|pool| pool);
+    let client = sim::client(&pool, Protocols::Http2PriorKnowledge);
+    let mut response = client.get("/").send().await.unwrap();
+    assert_eq!(response.chunk().await.unwrap().unwrap(), "token");
+    let began = Instant::now();
+    let error = response.chunk().await.expect_err("nothing comes");
+    assert_eq!(
+        began.elapsed(),
+        millis(11_000),
+        "ten of silence, one for the PING"
+    );
+    assert_eq!(error.kind(), ErrorKind::ConnectionLost);
+    assert_eq!(error.replay_safety(), ReplaySafety::Processed);
+    assert!(error.to_string().contains("PING"), "{error}");
 }

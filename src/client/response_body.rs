@@ -15,7 +15,7 @@ use crate::clock::now;
 use crate::connection::ConnectionInfo;
 use crate::error::{Error, ErrorKind, ReplaySafety};
 use crate::event::{RequestEvent, RequestRecorder};
-use crate::http2::RecvBody;
+use crate::http2::{RecvBody, UNRESPONSIVE};
 use crate::metrics::StepMetrics;
 use crate::pool::{H1Lease, H2Lease};
 use crate::sync::lock;
@@ -305,7 +305,17 @@ impl HttpBody for ResponseBody {
                 }
                 Poll::Ready(Some(Ok(frame)))
             }
-            Poll::Ready(Some(Err(error))) => Poll::Ready(Some(Err(this.fail(error)))),
+            Poll::Ready(Some(Err(error))) => {
+                let error = match &this.source {
+                    Source::H2 { lease, .. }
+                        if lease.is_late() && error.kind() == ErrorKind::ConnectionLost =>
+                    {
+                        Error::new(ErrorKind::ConnectionLost, UNRESPONSIVE)
+                    }
+                    _ => error,
+                };
+                Poll::Ready(Some(Err(this.fail(error))))
+            }
             Poll::Ready(None) => {
                 this.finish();
                 Poll::Ready(None)

@@ -169,9 +169,18 @@ impl Waiting<'_> {
             .with_replay(ReplaySafety::Unprocessed)
             .with_source(error);
         }
+        if self.handle.is_late() && error.is_io() && unknown == ReplaySafety::MaybeProcessed {
+            return Error::new(ErrorKind::ConnectionLost, UNRESPONSIVE)
+                .at(phase)
+                .with_replay(unknown);
+        }
         fail(error, phase, unknown)
     }
 }
+
+/// What is told of a connection that was given up because nothing was heard any more.
+pub(crate) const UNRESPONSIVE: &str =
+    "the peer fell silent: it did not answer a PING, and the connection was given up";
 
 /// The bounds of a response head, counted as RFC 9113 §6.5.2 counts. h2's own bound is wider and
 /// speaks of a broken protocol.

@@ -13,7 +13,7 @@ mod tap;
 
 pub use driver::Http2Options;
 pub(crate) use driver::{Doubter, Driver, Http2, Killer, Patience, Watch, connect};
-pub(crate) use exchange::{RecvBody, ResponseHead};
+pub(crate) use exchange::{RecvBody, ResponseHead, UNRESPONSIVE};
 pub(crate) use streams::{Released, Taken};
 pub(crate) use tap::GoAway;
 #[cfg(any(test, fuzzing))]

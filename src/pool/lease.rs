@@ -430,6 +430,11 @@ impl H2Lease {
 }
 
 impl H2Lease {
+    /// Its peer owes an answer to a PING for too long.
+    pub(crate) fn is_late(&self) -> bool {
+        self.conn.handle.is_late()
+    }
+
     /// Tells that its peer let too much time pass.
     pub(crate) fn doubt(&self) {
         self.conn.handle.doubter().doubt();
