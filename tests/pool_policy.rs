@@ -830,6 +830,40 @@ async fn limits_count_dials_in_progress() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn those_who_wait_inherit_the_dial_of_one_that_ran_out_of_time() {
+    let sim = sound(Protocols::Http2);
+    sim.dial_takes(millis(200));
+    let pool = sim.pool(|pool| pool);
+    let client = sim::client(&pool, Protocols::Http2PriorKnowledge);
+    let leader = tokio::spawn({
+        let timeouts = Timeouts::default().connect(millis(50));
+        let request = client.get("/").timeouts(timeouts);
+        async move { request.send().await.map(drop) }
+    });
+    sleep(millis(10)).await;
+    let began = Instant::now();
+    let others = join_all((0..5).map(|_| get(&client))).await;
+    assert_eq!(began.elapsed(), millis(190));
+    assert_eq!(others, [ConnectionUse::Joined; 5]);
+    let error = leader.await.unwrap().expect_err("out of time");
+    assert!(
+        error.is_timeout() && error.to_string().contains("connect timeout"),
+        "{error}"
+    );
+    assert_eq!(error.phase(), Some(Phase::Tcp));
+    assert_eq!(sim.dials(), 1);
+    // And its failure, with the true cause, when it has one.
+    pool.close_idle();
+    sleep(millis(1)).await;
+    sim.refuse(1);
+    for error in join_all((0..3).map(|_| client.get("/").send())).await {
+        let error = error.expect_err("refused");
+        assert_eq!(error.kind(), ErrorKind::Connect, "{error}");
+        assert!(error.to_string().contains("refused"), "{error}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn warming_reports_only_what_could_be_kept() {
     let sim = sound(Protocols::Http1);
     let pool = sim.pool(|pool| pool);
