@@ -73,14 +73,7 @@ impl Warm {
         let mut builder = Builder::new_multi_thread();
         let runtime = builder.worker_threads(1).enable_all().build();
         let runtime = runtime.expect("the system has threads left");
-        let sim = if protocols == Protocols::Http1 {
-            Sim::http1(|mut conn, _| async move { conn.closed_by_client().await })
-        } else {
-            Sim::http2(|mut conn, _| async move {
-                conn.handshake(&[]).await;
-                conn.closed_by_client().await;
-            })
-        };
+        let sim = Sim::silent(protocols);
         let pool = sim.pool(|mut pool| {
             for n in 0..MAX_THREADS {
                 pool = pool.resolve_to(&host(n), [[127, 0, 0, 1].into()]);

@@ -9,7 +9,6 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
 use common::BOTH;
-use firstbyte::Protocols;
 use support::sim::{self, Sim, plain};
 
 /// Counts what this thread allocates.
@@ -40,14 +39,7 @@ unsafe impl GlobalAlloc for Counting {
 #[tokio::test]
 async fn checkout_of_a_warm_connection_allocates_nothing() {
     for protocols in BOTH {
-        let sim = if protocols == Protocols::Http1 {
-            Sim::http1(|mut conn, _| async move { conn.closed_by_client().await })
-        } else {
-            Sim::http2(|mut conn, _| async move {
-                conn.handshake(&[]).await;
-                conn.closed_by_client().await;
-            })
-        };
+        let sim = Sim::silent(protocols);
         let pool = sim.pool(|pool| pool);
         let client = sim::client(&pool, plain(protocols));
         assert_eq!(client.warm(1).await.unwrap().ready(), 1);

@@ -248,24 +248,7 @@ async fn body_that_was_begun_is_never_sent_in_part_again() {
 #[tokio::test(start_paused = true)]
 async fn pool_with_nothing_in_it_has_nothing_to_do() {
     for protocols in BOTH {
-        let sim = if protocols == Protocols::Http1 {
-            Sim::http1(|mut conn, _| async move {
-                while !conn.read_head().await.is_empty() {
-                    conn.send("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
-                        .await;
-                }
-            })
-        } else {
-            Sim::http2(|mut conn, _| async move {
-                conn.handshake(&[]).await;
-                while let Some(frame) = conn.read_frame().await {
-                    if frame.kind == HEADERS {
-                        conn.headers(frame.stream, &[(":status", "204")], true)
-                            .await;
-                    }
-                }
-            })
-        };
+        let sim = Sim::sound(protocols);
         let pool = sim.pool(|pool| pool);
         let client = sim::client(&pool, plain(protocols));
         get(&client).await;

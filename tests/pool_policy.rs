@@ -14,7 +14,6 @@ use firstbyte::{
 };
 use support::gate::Gate;
 use support::h1_peer::H1Conn;
-use support::h2_peer::H2Conn;
 use support::sim::{self, Sim, plain};
 use tokio::time::{Instant, sleep};
 
@@ -32,24 +31,6 @@ async fn serve_h1(mut conn: H1Conn) {
     }
 }
 
-async fn serve_h2(mut conn: H2Conn) {
-    conn.handshake(&[]).await;
-    while let Some(frame) = conn.read_frame().await {
-        if frame.kind == HEADERS {
-            conn.headers(frame.stream, OK, false).await;
-            conn.data(frame.stream, "ok", true).await;
-        }
-    }
-}
-
-fn sound(protocols: Protocols) -> Sim {
-    if protocols == Protocols::Http1 {
-        Sim::http1(|conn, _| serve_h1(conn))
-    } else {
-        Sim::http2(|conn, _| serve_h2(conn))
-    }
-}
-
 async fn get(client: &Client) -> ConnectionUse {
     let mut response = client.get("/").send().await.expect("an answer");
     response.bytes().await.expect("a body");
@@ -59,7 +40,7 @@ async fn get(client: &Client) -> ConnectionUse {
 #[tokio::test(start_paused = true)]
 async fn idle_connections_expire_to_the_millisecond_counted_from_their_last_request() {
     for (protocols, expiry) in [(Protocols::Http1, 30_000), (Protocols::Http2, 300_000)] {
-        let sim = sound(protocols);
+        let sim = Sim::sound(protocols);
         let pool = sim.pool(|pool| pool);
         let client = sim::client(&pool, plain(protocols));
         get(&client).await;
@@ -75,7 +56,7 @@ async fn idle_connections_expire_to_the_millisecond_counted_from_their_last_requ
 
 #[tokio::test(start_paused = true)]
 async fn last_one_in_is_the_first_one_out_and_the_oldest_goes_when_there_are_too_many() {
-    let sim = sound(Protocols::Http1);
+    let sim = Sim::sound(Protocols::Http1);
     let limits = Limits::default().max_keepalive_connections(2);
     let pool = sim.pool(|pool| pool.limits(limits));
     let client = sim::client(&pool, Protocols::Http1);
@@ -420,7 +401,7 @@ async fn unread_body_is_drained_within_its_bounds_or_costs_the_connection() {
 #[tokio::test(start_paused = true)]
 async fn minimum_is_kept_warm_past_expiry_and_limits_and_filled_up_when_it_is_used() {
     for protocols in BOTH {
-        let sim = sound(protocols);
+        let sim = Sim::sound(protocols);
         let limits = Limits::default().max_keepalive_connections(0);
         let pool = sim.pool(|pool| pool.limits(limits));
         let builder = pool
@@ -463,7 +444,7 @@ async fn minimum_is_kept_warm_past_expiry_and_limits_and_filled_up_when_it_is_us
 #[tokio::test(start_paused = true)]
 async fn minimum_is_not_dialled_in_circles() {
     // Refused.
-    let sim = sound(Protocols::Http1);
+    let sim = Sim::sound(Protocols::Http1);
     sim.refuse(usize::MAX);
     let pool = sim.pool(|pool| pool);
     let builder = pool.client_builder(format!("http://{}", sim::HOST));
@@ -512,7 +493,7 @@ async fn minimum_that_would_do_nothing_is_refused() {
 #[tokio::test(start_paused = true)]
 async fn connection_that_becomes_idle_goes_to_an_origin_that_waits_for_a_place() {
     for protocols in BOTH {
-        let sim = sound(protocols);
+        let sim = Sim::sound(protocols);
         let limits = Limits::default().max_connections(1);
         let pool = sim.pool(|pool| pool.limits(limits));
         let [one, two] = [sim::OTHERS[0], sim::OTHERS[1]]
@@ -536,7 +517,7 @@ async fn connection_that_becomes_idle_goes_to_an_origin_that_waits_for_a_place()
 
 #[tokio::test(start_paused = true)]
 async fn origin_with_too_few_connections_gets_what_another_has_left_alone_for_a_while() {
-    let sim = sound(Protocols::Http1);
+    let sim = Sim::sound(Protocols::Http1);
     let limits = Limits::default().max_connections(2);
     let pool = sim.pool(|pool| pool.limits(limits));
     let [one, two] =
@@ -557,7 +538,7 @@ async fn origin_with_too_few_connections_gets_what_another_has_left_alone_for_a_
 #[tokio::test(start_paused = true)]
 async fn cold_origin_is_not_starved_by_a_hot_one_and_two_hot_ones_do_not_thrash() {
     for protocols in BOTH {
-        let sim = sound(protocols);
+        let sim = Sim::sound(protocols);
         sim.dial_takes(millis(5));
         let limits = Limits::default().max_connections(2);
         let pool = sim.pool(|pool| pool.limits(limits));
@@ -704,7 +685,7 @@ async fn ten_thousand_waiters_half_of_them_gone_are_served_in_order_and_leave_no
 #[tokio::test(start_paused = true)]
 async fn queue_timeout_and_service_in_one_instant_give_one_of_them_and_an_exact_slot() {
     for protocols in BOTH {
-        let sim = sound(protocols);
+        let sim = Sim::sound(protocols);
         let limits = Limits::default().max_connections(1);
         let timeouts = Timeouts::default().queue(millis(100));
         let pool = sim.pool(|pool| pool.limits(limits).timeouts(timeouts));
@@ -737,7 +718,7 @@ async fn queue_timeout_and_service_in_one_instant_give_one_of_them_and_an_exact_
 
 #[tokio::test(start_paused = true)]
 async fn requests_beyond_max_waiting_fail_at_once_across_origins() {
-    let sim = sound(Protocols::Http1);
+    let sim = Sim::sound(Protocols::Http1);
     let limits = Limits::default().max_connections(1).max_waiting(3);
     let pool = sim.pool(|pool| pool.limits(limits));
     let clients = sim::OTHERS.map(|host| sim::client_of(&pool, host, Protocols::Http1));
@@ -768,7 +749,7 @@ async fn requests_beyond_max_waiting_fail_at_once_across_origins() {
 #[tokio::test(start_paused = true)]
 async fn body_that_nobody_reads_holds_its_place_and_no_other() {
     for protocols in BOTH {
-        let sim = sound(protocols);
+        let sim = Sim::sound(protocols);
         let limits = Limits::default().max_connections(2);
         let pool = sim.pool(|pool| pool.limits(limits));
         let client = sim::client(&pool, plain(protocols));
@@ -790,7 +771,7 @@ async fn body_that_nobody_reads_holds_its_place_and_no_other() {
 #[tokio::test(start_paused = true)]
 async fn late_dial_is_not_wasted_and_not_kept_beyond_the_idle_limit() {
     for (keep, opened) in [(20, 1), (0, 0)] {
-        let sim = sound(Protocols::Http1);
+        let sim = Sim::sound(Protocols::Http1);
         sim.dial_takes(millis(100));
         let limits = Limits::default().max_keepalive_connections(keep);
         let pool = sim.pool(|pool| pool.limits(limits));
@@ -810,7 +791,7 @@ async fn late_dial_is_not_wasted_and_not_kept_beyond_the_idle_limit() {
 
 #[tokio::test(start_paused = true)]
 async fn limits_count_dials_in_progress() {
-    let sim = sound(Protocols::Http1);
+    let sim = Sim::sound(Protocols::Http1);
     sim.dial_takes(millis(1_000));
     let limits = Limits::default().max_connections_per_host(2);
     let pool = sim.pool(|pool| pool.limits(limits));
@@ -831,7 +812,7 @@ async fn limits_count_dials_in_progress() {
 
 #[tokio::test(start_paused = true)]
 async fn those_who_wait_inherit_the_dial_of_one_that_ran_out_of_time() {
-    let sim = sound(Protocols::Http2);
+    let sim = Sim::sound(Protocols::Http2);
     sim.dial_takes(millis(200));
     let pool = sim.pool(|pool| pool);
     let client = sim::client(&pool, Protocols::Http2PriorKnowledge);
@@ -865,7 +846,7 @@ async fn those_who_wait_inherit_the_dial_of_one_that_ran_out_of_time() {
 
 #[tokio::test(start_paused = true)]
 async fn warming_reports_only_what_could_be_kept() {
-    let sim = sound(Protocols::Http1);
+    let sim = Sim::sound(Protocols::Http1);
     let pool = sim.pool(|pool| pool);
     let client = sim::client(&pool, Protocols::Http1);
     let report = client.warm(50).await.unwrap();

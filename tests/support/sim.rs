@@ -19,6 +19,7 @@ use super::h2_peer::H2Conn;
 use super::peer_io::PeerIo;
 
 const PIPE: usize = 64 * 1024;
+const HEADERS: u8 = 1;
 
 /// The name of the simulated origin, and of others on the same network.
 pub const HOST: &str = "sim.test";
@@ -58,6 +59,37 @@ impl Sim {
         Self::new(Arc::new(move |pipe, index| {
             Box::pin(script(H2Conn::new(PeerIo::memory(pipe)), index))
         }))
+    }
+
+    /// Peers that answer every request with `ok`.
+    pub fn sound(protocols: Protocols) -> Self {
+        if protocols == Protocols::Http1 {
+            return Self::http1(|mut conn, _| async move {
+                while !conn.read_head().await.is_empty() {
+                    conn.send("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
+                        .await;
+                }
+            });
+        }
+        Self::http2(|mut conn, _| async move {
+            conn.handshake(&[]).await;
+            while let Some(head) = conn.read_kind(HEADERS).await {
+                conn.headers(head.stream, &[(":status", "200")], false)
+                    .await;
+                conn.data(head.stream, "ok", true).await;
+            }
+        })
+    }
+
+    /// Peers that let themselves be connected to, and answer nothing.
+    pub fn silent(protocols: Protocols) -> Self {
+        if protocols == Protocols::Http1 {
+            return Self::http1(|mut conn, _| async move { conn.closed_by_client().await });
+        }
+        Self::http2(|mut conn, _| async move {
+            conn.handshake(&[]).await;
+            conn.closed_by_client().await;
+        })
     }
 
     fn new(script: Script) -> Self {
