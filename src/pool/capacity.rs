@@ -75,6 +75,10 @@ impl Capacity {
     /// Since when the first request waits of the origin that has waited for longest without any
     /// connection. At the limit only, so a look at all who stand in line is affordable.
     pub(crate) fn starves_since(&self) -> Option<Instant> {
+        if !self.has_blocked() {
+            // As a rule; the lock is all origins'.
+            return None;
+        }
         let blocked: Vec<_> = self.with_blocked(|blocked| blocked.iter().cloned().collect());
         let starving = |who: &Weak<dyn Blocked>| who.upgrade()?.starves_since();
         blocked.iter().filter_map(starving).min()

@@ -32,11 +32,8 @@ impl Host {
         conn.set_idle_since(at);
         let expires = deadline(at, self.shared_expiry(at));
         self.janitor.due_at(expires);
-        if self.shared.capacity.has_blocked() {
-            // Another origin waits for a place; who needs this one is served before.
-            self.make_room_for_blocked(|| {
-                self.retire_idle(conn, CloseReason::MadeRoom);
-            });
+        if self.gives_way() {
+            self.retire_idle(conn, CloseReason::MadeRoom);
         }
         let limit = self.shared.limits.max_keepalive_connections;
         if self.shared.idle() > limit && !self.has_waiters() && !self.is_below_minimum() {
@@ -59,15 +56,12 @@ impl Host {
         books.state.wants_shared(minimum)
     }
 
-    /// Calls `give` if a connection that is free now should go to an origin that waits for a place.
-    fn make_room_for_blocked(&self, give: impl FnOnce()) {
-        let capacity = &self.shared.capacity;
-        // Only to one that has nothing at all, and has waited for longer than whoever waits here. The
-        // others have connections that serve them: they get what stays idle.
-        let starving = capacity.starves_since();
-        if starving.is_some_and(|since| lock(&self.books).state.gives_way(since)) {
-            give();
-        }
+    /// Whether the place of a connection that is free now should go to another origin: only to one that has
+    /// nothing at all, and has waited for longer than whoever waits here. The others have connections that
+    /// serve them: they get what stays idle.
+    fn gives_way(&self) -> bool {
+        let starving = self.shared.capacity.starves_since();
+        starving.is_some_and(|since| lock(&self.books).state.gives_way(since))
     }
 
     pub(super) fn retire_idle(self: &Arc<Self>, conn: &Arc<H2Conn>, why: CloseReason) -> bool {
@@ -304,19 +298,12 @@ impl Home for Host {
             return self.close(conn, why);
         }
         conn.http1.release_buffers();
-        if self.shared.capacity.has_blocked() {
-            let mut conn = Some(conn);
-            self.make_room_for_blocked(|| {
-                if let Some(conn) = conn.take() {
-                    self.clone().close(conn, CloseReason::MadeRoom);
-                }
-            });
-            let Some(conn) = conn else { return };
-            return self.settle_in(conn, at);
+        if self.gives_way() {
+            return self.close(conn, CloseReason::MadeRoom);
         }
         self.settle_in(conn, at);
         // Somebody may have met the limit just before this one was idle.
-        if self.shared.capacity.starves_since().is_some() && !self.has_waiters() {
+        if !self.has_waiters() && self.gives_way() {
             drop(self.give_up_idle(Duration::ZERO));
         }
     }
