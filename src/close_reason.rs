@@ -34,6 +34,8 @@ close_reasons! {
     RequestLimit = "request limit reached",
     /// The peer announced, or its earlier connections taught, that it would end it soon.
     LearnedLimit = "limit of the peer",
+    /// It came near a limit that HTTP/2 connections have in their life: resets, late frames, stream ids.
+    WornOut = "worn out",
     /// Its address is in no DNS answer any more.
     AddressGone = "address left the DNS answers",
     /// The peer had sent unsolicited bytes on some connection: none is used again for a while.

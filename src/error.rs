@@ -40,6 +40,11 @@ pub enum ErrorKind {
     ConnectionLost,
     /// The peer reset this stream or refused it.
     Refused,
+    /// The peer takes this request over HTTP/1.1 only (HTTP_1_1_REQUIRED, RFC 9113 §7).
+    Http1Required,
+    /// So much of the response was left unread that it was reset, for the sake of the connection's other
+    /// responses or of memory.
+    SlowReader,
     /// The body ended before its announced end.
     Truncated,
     /// Something was larger than its limit.
@@ -82,7 +87,11 @@ struct Inner {
     on_reused_connection: bool,
     replay_safety: ReplaySafety,
     timing: Option<RequestTiming>,
+    bytes_sent: u64,
+    bytes_received: u64,
     timed_out: bool,
+    /// The peer said it of the whole connection.
+    of_connection: bool,
     source: Option<Arc<dyn StdError + Send + Sync>>,
 }
 
@@ -120,6 +129,19 @@ impl Error {
     /// The timing up to the failure.
     pub fn timing(&self) -> Option<&RequestTiming> {
         self.inner.timing.as_ref()
+    }
+
+    /// Bytes of the request that the connection took in the last attempt. HTTP/1.1: what the socket
+    /// accepted, head and TLS included. HTTP/2: the bytes of the body, since streams share one socket.
+    pub fn bytes_sent(&self) -> u64 {
+        self.inner.bytes_sent
+    }
+
+    /// Bytes of the response that arrived in the last attempt. HTTP/1.1: what the socket brought until the
+    /// head was whole, TLS included, and the bytes of the body that the caller got. HTTP/2: those of the
+    /// body alone.
+    pub fn bytes_received(&self) -> u64 {
+        self.inner.bytes_received
     }
 
     /// A timeout ran out, ours or the kernel's.
@@ -179,7 +201,10 @@ impl Error {
                 on_reused_connection: false,
                 replay_safety: ReplaySafety::NotSent,
                 timing: None,
+                bytes_sent: 0,
+                bytes_received: 0,
                 timed_out: false,
+                of_connection: false,
                 source: None,
             }),
         }
@@ -228,6 +253,22 @@ impl Error {
         let inner = self.change();
         inner.attempts = attempts;
         inner.on_reused_connection = reused;
+        self
+    }
+
+    pub(crate) fn of_connection(mut self) -> Self {
+        self.change().of_connection = true;
+        self
+    }
+
+    pub(crate) fn is_of_connection(&self) -> bool {
+        self.inner.of_connection
+    }
+
+    pub(crate) fn with_bytes(mut self, sent: u64, received: u64) -> Self {
+        let inner = self.change();
+        inner.bytes_sent = sent;
+        inner.bytes_received = received;
         self
     }
 

@@ -4,9 +4,12 @@
 //! event, never because somebody upstairs subtracts instants. [`DialRecorder`] reads the events of
 //! one dial, [`RequestRecorder`] those of one request.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
+
+use http::{HeaderMap, StatusCode};
 
 use crate::clock::now;
 use crate::sync::lock;
@@ -14,6 +17,56 @@ use crate::timing::{
     Attempt, AttemptOutcome, ConnectionTrace, ConnectionUse, DnsFacts, Phase, RequestTiming, Share,
     Span, TcpFacts, TlsFacts, WaitCause, Waited,
 };
+
+/// Told what happens to a request while it happens. Every method does nothing unless it is written.
+///
+/// They are called from the request's own future, so they must not block; a panic goes the way of that
+/// future. A request that is tried again tells its progress from the beginning.
+pub trait EventListener: Send + Sync {
+    /// An informational response came before the final one, such as 103 Early Hints (RFC 8297) or 100
+    /// Continue. Not 101, which is a final one. At most 32 and 64 KiB of them are accepted.
+    fn informational(&self, status: StatusCode, headers: &HeaderMap) {
+        let _ = (status, headers);
+    }
+
+    /// The connection took more of the request's body.
+    fn request_progress(&self, progress: Progress) {
+        let _ = progress;
+    }
+
+    /// The caller got more of the response's body.
+    fn response_progress(&self, progress: Progress) {
+        let _ = progress;
+    }
+}
+
+/// How far a body is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Progress {
+    /// Bytes of the body so far.
+    pub bytes: u64,
+    /// Bytes of the whole body, if that is known: by its `content-length` or by the body itself.
+    pub total: Option<u64>,
+}
+
+/// A listener that options can hold: two are equal if they are the same.
+#[derive(Clone)]
+pub(crate) struct Listener(pub(crate) Arc<dyn EventListener>);
+
+impl fmt::Debug for Listener {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Listener")
+    }
+}
+
+impl PartialEq for Listener {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for Listener {}
 
 /// Something that happened while a connection was set up.
 #[derive(Debug)]
@@ -191,7 +244,7 @@ fn split_race(trace: &mut ConnectionTrace) {
 
 /// Something that happened to a request.
 #[derive(Debug)]
-pub(crate) enum RequestEvent {
+pub(crate) enum RequestEvent<'a> {
     AttemptStart,
     /// A stretch in the line is over.
     Waited(Waited),
@@ -207,7 +260,20 @@ pub(crate) enum RequestEvent {
     },
     /// The last byte of the request was handed over.
     UploadEnd,
-    Informational,
+    Informational {
+        status: StatusCode,
+        headers: &'a HeaderMap,
+    },
+    /// So much of the request's body was handed over.
+    BodySent {
+        bytes: u64,
+        total: Option<u64>,
+    },
+    /// So much of the response's body was handed to the caller.
+    BodyReceived {
+        bytes: u64,
+        total: Option<u64>,
+    },
     /// The read that brought the final response's first byte.
     FirstByte(Instant),
     Headers,
@@ -228,13 +294,20 @@ pub(crate) struct RequestRecorder {
     waiting: Option<(WaitCause, Instant)>,
     dial: Option<Arc<DialRecorder>>,
     paused_since: Option<Instant>,
+    listener: Option<Listener>,
+    /// What the listener was told last.
+    body_sent: u64,
+    body_received: u64,
 }
 
 impl RequestRecorder {
     /// The request's first poll.
-    pub(crate) fn start() -> Self {
+    pub(crate) fn start(listener: Option<Listener>) -> Self {
         let start = now();
         Self {
+            listener,
+            body_sent: 0,
+            body_received: 0,
             timing: RequestTiming {
                 start,
                 attempt_start: None,
@@ -258,9 +331,34 @@ impl RequestRecorder {
         }
     }
 
-    pub(crate) fn emit(&mut self, event: RequestEvent) {
+    pub(crate) fn emit(&mut self, event: RequestEvent<'_>) {
         if self.timing.complete {
             return;
+        }
+        match event {
+            RequestEvent::BodySent { bytes, total } => {
+                if std::mem::replace(&mut self.body_sent, bytes) != bytes
+                    && let Some(Listener(listener)) = &self.listener
+                {
+                    listener.request_progress(Progress { bytes, total });
+                }
+                return;
+            }
+            RequestEvent::BodyReceived { bytes, total } => {
+                if std::mem::replace(&mut self.body_received, bytes) != bytes
+                    && let Some(Listener(listener)) = &self.listener
+                {
+                    listener.response_progress(Progress { bytes, total });
+                }
+                return;
+            }
+            RequestEvent::Informational { status, headers } => {
+                if let Some(Listener(listener)) = &self.listener {
+                    listener.informational(status, headers);
+                }
+            }
+            RequestEvent::AttemptStart => self.body_sent = 0,
+            _ => {}
         }
         let at = now();
         let timing = &mut self.timing;
@@ -304,7 +402,10 @@ impl RequestRecorder {
                 timing.share = Share::partition(from, acquired, Some(&dial), &self.waits);
             }
             RequestEvent::UploadEnd => timing.upload_end = timing.upload_end.or(Some(at)),
-            RequestEvent::Informational => timing.informational = timing.informational.or(Some(at)),
+            RequestEvent::Informational { .. } => {
+                timing.informational = timing.informational.or(Some(at));
+            }
+            RequestEvent::BodySent { .. } | RequestEvent::BodyReceived { .. } => {}
             RequestEvent::FirstByte(read_at) => {
                 let earliest = timing.acquired.unwrap_or(timing.start);
                 timing.first_byte = Some(read_at.max(earliest).min(at));
@@ -332,6 +433,11 @@ impl RequestRecorder {
     ) {
         self.waiting = Some((why, since));
         self.dial = dial;
+    }
+
+    /// Bytes of the response's body that the caller got.
+    pub(crate) fn body_received(&self) -> u64 {
+        self.body_received
     }
 
     pub(crate) fn attempts(&self) -> u32 {

@@ -16,6 +16,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
@@ -199,6 +200,8 @@ pub(crate) trait Carrier: AsyncRead + AsyncWrite + Send + Unpin {
     fn last_read(&self) -> Option<Instant>;
     /// Bytes that the socket accepted so far.
     fn bytes_written(&self) -> u64;
+    /// Bytes that the socket brought so far.
+    fn bytes_read(&self) -> u64;
     /// Until [`uncork`](Self::uncork), nothing written leaves: the handshake is over and the first
     /// request shall leave together with its last flight.
     fn hold(&mut self);
@@ -212,11 +215,32 @@ pub(crate) trait Carrier: AsyncRead + AsyncWrite + Send + Unpin {
     fn poll_established(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
 }
 
-/// Looks after a socket of our own while a request is on its way out.
+/// What an exchange has moved so far, for whoever bounds it or tells of its failure.
+#[derive(Debug, Default)]
+pub(crate) struct Traffic {
+    /// Bytes of the request's body handed over.
+    pub(crate) body_sent: AtomicU64,
+    /// Bytes of the request that the connection took, as far as it can tell.
+    pub(crate) sent: AtomicU64,
+    /// Bytes that were read for its response.
+    pub(crate) received: AtomicU64,
+}
+
+impl Traffic {
+    /// What was sent and received.
+    pub(crate) fn totals(&self) -> (u64, u64) {
+        let order = Ordering::Relaxed;
+        (self.sent.load(order), self.received.load(order))
+    }
+}
+
+/// Looks after a socket of our own while a request is under way.
 pub(crate) trait AttendUpload: std::fmt::Debug + Send + Sync {
     /// To be polled beside the upload until the response begins, and dropped then; never ready.
     /// `None` if there is nothing to look after.
     fn attend(&self) -> Option<BoxFuture<'static, ()>>;
+    /// Bytes of ours that the kernel of the other end has acknowledged; `None` where that is not known.
+    fn acknowledged(&self) -> Option<u64>;
 }
 
 /// How much one read asks of the socket: a full TLS record.
@@ -256,6 +280,7 @@ pub(crate) struct Wire<T> {
     end: usize,
     last_read: Option<Instant>,
     written: u64,
+    read: u64,
 }
 
 impl<T: AsyncRead + AsyncWrite + Unpin> Wire<T> {
@@ -272,6 +297,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Wire<T> {
             end: 0,
             last_read: None,
             written: 0,
+            read: 0,
         }
     }
 
@@ -346,6 +372,10 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Carrier for Wire<T> {
         self.written
     }
 
+    fn bytes_read(&self) -> u64 {
+        self.read
+    }
+
     fn hold(&mut self) {
         self.cork = Cork::Held;
     }
@@ -383,7 +413,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Wire<T> {
             this.release_flight(cx);
             let before = buf.filled().len();
             ready!(Pin::new(&mut this.io).poll_read(cx, buf))?;
-            if buf.filled().len() > before {
+            let read = buf.filled().len() - before;
+            if read > 0 {
+                this.read += read as u64;
                 this.last_read = Some(clock::now());
             }
             return Poll::Ready(Ok(()));
@@ -414,6 +446,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncBufRead for Wire<T> {
             this.start = 0;
             this.end = read.filled().len();
             if this.end > 0 {
+                this.read += this.end as u64;
                 this.last_read = Some(clock::now());
                 if is_scrap {
                     let end = this.end;

@@ -151,6 +151,7 @@ pub use connection::{
     ConnectionId, ConnectionInfo, ConnectionLimits, IpVersion, Protocols, RaceOptions,
 };
 pub use error::{Error, ErrorKind, ReplaySafety};
+pub use event::{EventListener, Progress};
 pub use http2::Http2Options;
 pub use io::PeerAddr;
 pub use metrics::{ConnectionPoolStats, StepMetrics};

@@ -52,9 +52,10 @@ impl ClientCore {
             options.idempotent,
         )
         .map_err(named)?;
-        let options = self.options.with(options);
+        let options = self.options.clone().with(options);
+        let max_body_bytes = options.max_body_bytes;
         let response = self.send_prepared(request, body, options).await?;
-        Ok(Response::new(response, url, options.max_body_bytes))
+        Ok(Response::new(response, url, max_body_bytes))
     }
 
     async fn send_prepared(

@@ -98,7 +98,7 @@ impl ConnectionPool {
         base_url: String,
     ) -> ClientBuilder {
         let connect = ConnectOptions::clone(&self.defaults.connect);
-        let options = self.defaults.options;
+        let options = self.defaults.options.clone();
         ClientBuilder::new(self.pool.clone(), registry, base_url, connect, options)
     }
 
@@ -153,7 +153,7 @@ impl ConnectionPool {
         )
         .map_err(|e| e.with_origin(origin.to_string()))?;
         let route = Route::new(origin, self.defaults.connect.clone())?;
-        let options = self.defaults.options.with(&options);
+        let options = self.defaults.options.clone().with(&options);
         send(&self.pool, None, &route, prepared, body, options).await
     }
 

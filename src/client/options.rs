@@ -1,6 +1,9 @@
 //! What a caller may ask of one request.
 
+use std::sync::Arc;
 use std::time::Duration;
+
+use crate::event::{EventListener, Listener};
 
 /// How long each part of a request may take. `None` means no bound.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -96,6 +99,9 @@ pub struct RequestOptions {
     pub retry: Option<RetryPolicy>,
     /// The most bytes that `bytes`, `text` and `json` collect.
     pub max_body_bytes: Option<usize>,
+    /// How long the body waits for `100 Continue`; see [`expect_continue`](Self::expect_continue).
+    pub expect_continue: Option<Duration>,
+    pub(crate) listener: Option<Listener>,
 }
 
 impl RequestOptions {
@@ -128,14 +134,33 @@ impl RequestOptions {
         self.max_body_bytes = Some(bytes);
         self
     }
+
+    /// Sends `expect: 100-continue` (RFC 9110 §10.1.1): the body waits until the server says that it wants
+    /// it, or answers, or `patience` is over; servers that do not know the expectation say nothing. What
+    /// the server answers instead, 417 included, is the response, and the body is not sent. Without a body
+    /// nothing is expected.
+    ///
+    /// Worth it for large uploads that may be refused: it costs a round trip.
+    pub fn expect_continue(mut self, patience: Duration) -> Self {
+        self.expect_continue = Some(patience);
+        self
+    }
+
+    /// Tells somebody of informational responses and of the progress of both bodies.
+    pub fn listener(mut self, listener: Arc<dyn EventListener>) -> Self {
+        self.listener = Some(Listener(listener));
+        self
+    }
 }
 
 /// What holds for one call once client and request have had their say.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct CallOptions {
     pub(crate) timeouts: Timeouts,
     pub(crate) retry: RetryPolicy,
     pub(crate) max_body_bytes: usize,
+    pub(crate) expect_continue: Option<Duration>,
+    pub(crate) listener: Option<Listener>,
 }
 
 impl Default for CallOptions {
@@ -145,6 +170,8 @@ impl Default for CallOptions {
             retry: RetryPolicy::default(),
             // Enough for any JSON answer; a runaway body does not take the process.
             max_body_bytes: 64 * 1024 * 1024,
+            expect_continue: None,
+            listener: None,
         }
     }
 }
@@ -163,6 +190,8 @@ impl CallOptions {
         if let Some(bytes) = request.max_body_bytes {
             self.max_body_bytes = bytes;
         }
+        self.expect_continue = request.expect_continue;
+        self.listener.clone_from(&request.listener);
         self
     }
 }

@@ -1,8 +1,8 @@
 //! A request made ready for the wire: headers of the client merged, framing ours. Pure.
 
 use http::header::{
-    ACCEPT, CONNECTION, CONTENT_LENGTH, HOST, HeaderName, HeaderValue, TE, TRANSFER_ENCODING,
-    UPGRADE, USER_AGENT,
+    ACCEPT, CONNECTION, CONTENT_LENGTH, EXPECT, HOST, HeaderName, HeaderValue, TE,
+    TRANSFER_ENCODING, UPGRADE, USER_AGENT,
 };
 use http::uri::{Authority, PathAndQuery};
 use http::{HeaderMap, Method, Uri, Version};
@@ -81,17 +81,9 @@ impl Prepared {
             .build();
         *request.uri_mut() = uri.expect("its parts were checked");
         let mut headers = self.headers.clone();
-        for name in [
-            CONNECTION,
-            UPGRADE,
-            HeaderName::from_static("keep-alive"),
-            HeaderName::from_static("proxy-connection"),
-        ] {
-            headers.remove(name);
-        }
-        if headers.get(TE).is_some_and(|te| te != "trailers") {
-            headers.remove(TE);
-        }
+        // The others that belong to a connection were refused.
+        headers.remove(CONNECTION);
+        headers.remove(UPGRADE);
         if let Some(n) = self
             .length
             .filter(|n| *n > 0 || self.method == Method::POST)
@@ -114,6 +106,29 @@ fn check_framing(
             "header transfer-encoding is the library's to set",
         ));
     }
+    if headers.contains_key(EXPECT) {
+        return Err(Error::invalid(
+            "header expect is the library's to set; ask for it with expect_continue",
+        ));
+    }
+    for name in ["keep-alive", "proxy-connection"] {
+        if headers.contains_key(name) {
+            return Err(Error::invalid(format!(
+                "header {name} speaks of a connection, which is the pool's"
+            )));
+        }
+    }
+    if headers.get(TE).is_some_and(|te| te != "trailers") {
+        return Err(Error::invalid(
+            "header te may only be `trailers`: no other transfer coding is decoded",
+        ));
+    }
+    let asks_upgrade = connection_tokens(headers).any(|t| t.eq_ignore_ascii_case(b"upgrade"));
+    if asks_upgrade != headers.contains_key(UPGRADE) {
+        return Err(Error::invalid(
+            "header upgrade and `connection: upgrade` go together (RFC 9110 §7.8)",
+        ));
+    }
     if let Some(host) = headers.remove(HOST)
         && host.as_bytes() != origin.authority().as_bytes()
     {
@@ -121,21 +136,16 @@ fn check_framing(
             "header host does not fit the URL; it is made from the URL",
         ));
     }
-    for value in headers.get_all(CONNECTION) {
-        let known = value
-            .as_bytes()
-            .split(|b| *b == b',')
-            .map(<[u8]>::trim_ascii)
-            .all(|token| {
-                ["close", "keep-alive", "upgrade", "te"]
-                    .iter()
-                    .any(|known| token.eq_ignore_ascii_case(known.as_bytes()))
-            });
-        if !known {
-            return Err(Error::invalid(
-                "header connection may name only close, keep-alive, upgrade and te",
-            ));
-        }
+    let known = ["close", "keep-alive", "upgrade", "te"];
+    let is_known = |token: &[u8]| {
+        known
+            .iter()
+            .any(|known| token.eq_ignore_ascii_case(known.as_bytes()))
+    };
+    if !connection_tokens(headers).all(is_known) {
+        return Err(Error::invalid(
+            "header connection may name only close, keep-alive, upgrade and te",
+        ));
     }
     let mut given = headers.get_all(CONTENT_LENGTH).iter();
     let (first, more) = (given.next(), given.next().is_some());
@@ -157,6 +167,14 @@ fn check_framing(
         ))),
         (given, length) => Ok(length.or(given)),
     }
+}
+
+fn connection_tokens(headers: &HeaderMap) -> impl Iterator<Item = &[u8]> {
+    headers
+        .get_all(CONNECTION)
+        .into_iter()
+        .flat_map(|value| value.as_bytes().split(|b| *b == b','))
+        .map(<[u8]>::trim_ascii)
 }
 
 /// Header names whose values are never shown.
@@ -211,6 +229,12 @@ mod tests {
             &[("content-length", "+3")],
             &[("content-length", "3"), ("content-length", "3")],
             &[("connection", "content-length")],
+            &[("keep-alive", "timeout=5")],
+            &[("proxy-connection", "keep-alive")],
+            &[("te", "gzip")],
+            &[("upgrade", "websocket")],
+            &[("connection", "upgrade")],
+            &[("expect", "100-continue")],
         ] {
             assert!(prepare(bad, Some(3)).unwrap_err().is_invalid(), "{bad:?}");
         }
@@ -226,16 +250,16 @@ mod tests {
     #[test]
     fn http2_request_has_no_connection_headers() {
         let pairs = [
-            ("connection", "keep-alive"),
-            ("keep-alive", "x"),
-            ("te", "gzip"),
+            ("connection", "keep-alive, upgrade"),
+            ("upgrade", "x"),
+            ("te", "trailers"),
         ];
         let prepared = prepare(&pairs, Some(3)).unwrap();
         let origin = Origin::parse("https://h.test").unwrap();
         let request = prepared.http2(&origin, &"h.test".parse().unwrap());
         let mut names: Vec<_> = request.headers().keys().map(HeaderName::as_str).collect();
         names.sort_unstable();
-        assert_eq!(names, ["accept", "content-length", "user-agent"]);
+        assert_eq!(names, ["accept", "content-length", "te", "user-agent"]);
         assert_eq!(request.uri(), "https://h.test/a");
     }
 

@@ -9,6 +9,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method};
 
 use crate::body::Body;
 use crate::error::Error;
+use crate::event::EventListener;
 
 use super::client_core::ClientCore;
 use super::options::{RequestOptions, Timeouts};
@@ -140,6 +141,18 @@ impl RequestBuilder {
     /// `Idempotency-Key` header.
     pub fn idempotent(mut self, yes: bool) -> Self {
         self.options.idempotent = Some(yes);
+        self
+    }
+
+    /// Lets the body wait for the server's word; see [`RequestOptions::expect_continue`].
+    pub fn expect_continue(mut self, patience: Duration) -> Self {
+        self.options = self.options.expect_continue(patience);
+        self
+    }
+
+    /// Tells somebody of informational responses and of the progress of both bodies.
+    pub fn listener(mut self, listener: Arc<dyn EventListener>) -> Self {
+        self.options = self.options.listener(listener);
         self
     }
 

@@ -15,7 +15,7 @@ use crate::clock::now;
 use crate::connection::ConnectionInfo;
 use crate::error::{Error, ErrorKind, ReplaySafety};
 use crate::event::{RequestEvent, RequestRecorder};
-use crate::http2::{RecvBody, UNRESPONSIVE};
+use crate::http2::RecvBody;
 use crate::metrics::StepMetrics;
 use crate::pool::{H1Lease, H2Lease};
 use crate::sync::lock;
@@ -35,16 +35,12 @@ pub struct ResponseBody {
     length: Option<u64>,
 }
 
-/// Where the bytes come from. The order of fields matters on drop: a stream ends before its slot
-/// is given back.
+/// Where the bytes come from.
 #[derive(Debug)]
 enum Source {
     Ended,
     H1(H1Lease),
-    H2 {
-        body: RecvBody,
-        lease: H2Lease,
-    },
+    H2(RecvBody<H2Lease>),
     /// 101 Switching Protocols.
     Tunnel(H1Lease),
 }
@@ -57,6 +53,8 @@ pub(crate) struct FinishedCall {
     pub(crate) between_bytes: Option<Duration>,
     pub(crate) pause: Option<Pin<Box<Sleep>>>,
     handle: Option<Arc<Mutex<RequestTiming>>>,
+    /// Bytes sent, and received until the head was whole.
+    moved: (u64, u64),
 }
 
 impl FinishedCall {
@@ -65,8 +63,10 @@ impl FinishedCall {
         info: ConnectionInfo,
         total: Option<(Pin<Box<Sleep>>, Duration)>,
         between_bytes: Option<Duration>,
+        moved: (u64, u64),
     ) -> Self {
         Self {
+            moved,
             recorder,
             info,
             total,
@@ -139,15 +139,14 @@ impl ResponseBody {
     }
 
     pub(crate) fn http2(
-        body: RecvBody,
-        lease: H2Lease,
+        mut body: RecvBody<H2Lease>,
         call: FinishedCall,
         length: Option<u64>,
     ) -> Self {
         let source = if body.is_end() {
             Source::Ended
         } else {
-            Source::H2 { body, lease }
+            Source::H2(body)
         };
         Self::new(source, call, length)
     }
@@ -246,13 +245,17 @@ impl ResponseBody {
                 self.call.recorder.is_reused(),
             )
             .with_timing(self.call.recorder.timing())
+            .with_bytes(
+                self.call.moved.0,
+                self.call.moved.1 + self.call.recorder.body_received(),
+            )
     }
 
     fn poll_source(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         match &mut self.source {
             Source::Ended | Source::Tunnel(_) => Poll::Ready(None),
             Source::H1(lease) => lease.http1().poll_body(cx),
-            Source::H2 { body, .. } => body.poll_body(cx, &mut self.call.recorder),
+            Source::H2(body) => body.poll_body(cx, &mut self.call.recorder),
         }
     }
 
@@ -261,7 +264,7 @@ impl ResponseBody {
             Source::Ended => true,
             Source::Tunnel(_) => false,
             Source::H1(lease) => lease.http1().is_end(),
-            Source::H2 { body, .. } => body.is_end(),
+            Source::H2(body) => body.is_end(),
         }
     }
 }
@@ -286,7 +289,9 @@ impl HttpBody for ResponseBody {
         match this.poll_source(cx) {
             Poll::Pending => match this.call.poll_timers(cx) {
                 Some(error) => {
-                    if let Source::H2 { lease, .. } = &this.source {
+                    if let Source::H2(body) = &this.source
+                        && let Some(lease) = body.lease()
+                    {
                         lease.doubt();
                     }
                     Poll::Ready(Some(Err(this.fail(error))))
@@ -296,7 +301,13 @@ impl HttpBody for ResponseBody {
             Poll::Ready(Some(Ok(frame))) => {
                 this.call.pause = None;
                 if let Some(data) = frame.data_ref() {
-                    this.length = this.length.map(|n| n.saturating_sub(data.len() as u64));
+                    let n = data.len() as u64;
+                    let before = this.call.recorder.body_received();
+                    let total = this.length.map(|left| before + left);
+                    this.length = this.length.map(|left| left.saturating_sub(n));
+                    let bytes = before + n;
+                    let event = RequestEvent::BodyReceived { bytes, total };
+                    this.call.recorder.emit(event);
                 }
                 if this.source_is_end() {
                     this.finish();
@@ -305,17 +316,7 @@ impl HttpBody for ResponseBody {
                 }
                 Poll::Ready(Some(Ok(frame)))
             }
-            Poll::Ready(Some(Err(error))) => {
-                let error = match &this.source {
-                    Source::H2 { lease, .. }
-                        if lease.is_late() && error.kind() == ErrorKind::ConnectionLost =>
-                    {
-                        Error::new(ErrorKind::ConnectionLost, UNRESPONSIVE)
-                    }
-                    _ => error,
-                };
-                Poll::Ready(Some(Err(this.fail(error))))
-            }
+            Poll::Ready(Some(Err(error))) => Poll::Ready(Some(Err(this.fail(error)))),
             Poll::Ready(None) => {
                 this.finish();
                 Poll::Ready(None)

@@ -1,6 +1,10 @@
-//! Whether a failed attempt is made again. Pure. RFC 9110 §9.2.2, RFC 9112 §9.3.1, RFC 9113 §8.7.
+//! Whether an attempt is made again. Pure. RFC 9110 §9.2.2 and §15.5.20, RFC 9112 §9.3.1, RFC 9113 §8.7,
+//! RFC 8470 §5.2.
 //!
-//! Beside this the origin's budget must have a retry left (`pool::budget`).
+//! Beside this the origin's budget must have a retry left (`pool::budget`), but for those that
+//! [are free](Again::is_free).
+
+use http::StatusCode;
 
 use crate::error::{Error, ErrorKind, ReplaySafety};
 
@@ -16,6 +20,10 @@ pub(crate) struct Failure {
     pub(crate) idempotent: bool,
     /// The body can be sent once more.
     pub(crate) has_body: bool,
+    /// The peer's limits were not known yet.
+    pub(crate) unsettled: bool,
+    /// The client's options allow HTTP/1.1 as well.
+    pub(crate) may_use_http1: bool,
 }
 
 impl Failure {
@@ -27,8 +35,22 @@ impl Failure {
             http1,
             idempotent: false,
             has_body: false,
+            unsettled: false,
+            may_use_http1: false,
         }
     }
+}
+
+/// What is known about an attempt that was answered with a status which asks for another.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: StatusCode,
+    /// It travelled as early data.
+    pub(crate) was_early: bool,
+    /// Its connection was not opened for it.
+    pub(crate) was_shared: bool,
+    /// The body can be sent once more.
+    pub(crate) has_body: bool,
 }
 
 /// What was tried again so far.
@@ -42,16 +64,23 @@ pub(crate) struct Tries {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
     GiveUp,
-    Again {
-        /// On a connection of its own and not on one from the pool.
-        fresh: bool,
-        /// After a moment (10 to 50 ms).
-        pause: bool,
-    },
+    Again(Again),
+}
+
+/// How it is tried again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Again {
+    /// On a connection of its own and not on one from the pool.
+    pub(crate) fresh: bool,
+    /// After a moment (10 to 50 ms).
+    pub(crate) pause: bool,
+    pub(crate) over_http1: bool,
+    /// Not charged to the budget: it is no sign of a server in trouble.
+    pub(crate) is_free: bool,
 }
 
 impl Tries {
-    /// Decides, and counts what it decides.
+    /// Decides about a failure, and counts what it decides.
     pub(crate) fn verdict(&mut self, policy: RetryPolicy, failure: Failure) -> Verdict {
         if policy == RetryPolicy::Never || !failure.has_body {
             return Verdict::GiveUp;
@@ -67,26 +96,28 @@ impl Tries {
                 if failure.kind == ErrorKind::Refused && self.refused < 2 && self.other == 0 =>
             {
                 self.refused += 1;
-                Verdict::Again {
-                    fresh: false,
+                Verdict::Again(Again {
                     pause: self.refused == 2,
-                }
+                    // SETTINGS had not come: the limit could not be known.
+                    is_free: failure.unsettled,
+                    ..Again::default()
+                })
             }
             ReplaySafety::NotSent
                 if transient && !failure.http1 && self.refused < 2 && self.other == 0 =>
             {
                 self.refused += 1;
-                Verdict::Again {
-                    fresh: false,
+                Verdict::Again(Again {
                     pause: self.refused == 2,
-                }
+                    ..Again::default()
+                })
             }
             ReplaySafety::NotSent if transient && failure.on_reused_connection && first => {
                 self.other += 1;
-                Verdict::Again {
+                Verdict::Again(Again {
                     fresh: true,
-                    pause: false,
-                }
+                    ..Again::default()
+                })
             }
             // RFC 9112 §9.3.1: the server closed an idle connection just as we wrote.
             ReplaySafety::MaybeProcessed
@@ -97,14 +128,131 @@ impl Tries {
                     && first =>
             {
                 self.other += 1;
-                Verdict::Again {
+                Verdict::Again(Again {
                     fresh: true,
-                    pause: false,
-                }
+                    ..Again::default()
+                })
+            }
+            // RFC 9113 §7: not processed over HTTP/2.
+            ReplaySafety::Unprocessed
+                if failure.kind == ErrorKind::Http1Required && failure.may_use_http1 && first =>
+            {
+                self.other += 1;
+                Verdict::Again(Again {
+                    over_http1: true,
+                    ..Again::default()
+                })
             }
             _ => Verdict::GiveUp,
         }
     }
+
+    /// Decides about an answer, and counts what it decides. To give up is to deliver it.
+    pub(crate) fn answered(&mut self, policy: RetryPolicy, answer: Answer) -> Verdict {
+        if policy == RetryPolicy::Never || !answer.has_body || self.other > 0 {
+            return Verdict::GiveUp;
+        }
+        let again = match answer.status {
+            // RFC 8470 §5.2: it was not processed, because it was early.
+            StatusCode::TOO_EARLY if answer.was_early => Again {
+                is_free: true,
+                ..Again::default()
+            },
+            // RFC 9110 §15.5.20: the connection is not one for this origin.
+            StatusCode::MISDIRECTED_REQUEST if answer.was_shared => Again {
+                fresh: true,
+                ..Again::default()
+            },
+            _ => return Verdict::GiveUp,
+        };
+        self.other += 1;
+        Verdict::Again(again)
+    }
+}
+
+/// The property that the fuzz target asserts, over failures and answers in any order: what may have been
+/// processed is sent again only if that is harmless, nothing is after a byte of the response, and there
+/// is an end.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn check_verdicts(data: &[u8]) {
+    let mut tries = Tries::default();
+    let mut again = 0;
+    for step in data.chunks_exact(2) {
+        let bit = |n: u8| step[1] >> n & 1 == 1;
+        let policy = if step[0] & 0x80 == 0 {
+            RetryPolicy::Rfc
+        } else {
+            RetryPolicy::Never
+        };
+        let (verdict, has_body) = if step[0] & 0x40 != 0 {
+            let statuses = [421, 425, 200, 503];
+            let status = StatusCode::from_u16(statuses[usize::from(step[0] % 4)]);
+            let answer = Answer {
+                status: status.expect("a status"),
+                was_early: bit(0),
+                was_shared: bit(1),
+                has_body: bit(2),
+            };
+            let verdict = tries.answered(policy, answer);
+            if let Verdict::Again(again) = verdict {
+                let is_421 = answer.status == StatusCode::MISDIRECTED_REQUEST;
+                assert_eq!(again.fresh, is_421);
+                assert!(if is_421 {
+                    answer.was_shared
+                } else {
+                    answer.was_early
+                });
+            }
+            (verdict, answer.has_body)
+        } else {
+            let kinds = [
+                ErrorKind::ConnectionLost,
+                ErrorKind::Refused,
+                ErrorKind::Http1Required,
+                ErrorKind::Timeout,
+                ErrorKind::Protocol,
+            ];
+            let safeties = [
+                ReplaySafety::NotSent,
+                ReplaySafety::Unprocessed,
+                ReplaySafety::MaybeProcessed,
+                ReplaySafety::Processed,
+            ];
+            let failure = Failure {
+                kind: kinds[usize::from(step[0] % 5)],
+                replay_safety: safeties[usize::from(step[0] / 5 % 4)],
+                on_reused_connection: bit(0),
+                http1: bit(1),
+                idempotent: bit(2),
+                has_body: bit(3),
+                unsettled: bit(4),
+                may_use_http1: bit(5),
+            };
+            let verdict = tries.verdict(policy, failure);
+            if let Verdict::Again(again) = verdict {
+                match failure.replay_safety {
+                    ReplaySafety::Processed => panic!("sent again after a response: {failure:?}"),
+                    ReplaySafety::MaybeProcessed => {
+                        assert!(
+                            failure.idempotent && failure.on_reused_connection && failure.http1
+                        );
+                    }
+                    ReplaySafety::NotSent | ReplaySafety::Unprocessed => {}
+                }
+                assert!(!again.over_http1 || failure.may_use_http1);
+                assert!(!matches!(
+                    failure.kind,
+                    ErrorKind::Timeout | ErrorKind::Protocol
+                ));
+            }
+            (verdict, failure.has_body)
+        };
+        if verdict != Verdict::GiveUp {
+            again += 1;
+            assert!(policy == RetryPolicy::Rfc && has_body);
+        }
+    }
+    assert!(again <= 3, "{again} retries");
 }
 
 #[cfg(test)]
@@ -119,11 +267,15 @@ mod tests {
         http1: true,
         idempotent: true,
         has_body: true,
+        unsettled: false,
+        may_use_http1: false,
     };
-    const AGAIN_FRESH: Verdict = Verdict::Again {
+    const AGAIN_FRESH: Verdict = Verdict::Again(Again {
         fresh: true,
         pause: false,
-    };
+        over_http1: false,
+        is_free: false,
+    });
 
     fn first(failure: Failure) -> Verdict {
         Tries::default().verdict(RetryPolicy::Rfc, failure)
@@ -177,11 +329,14 @@ mod tests {
             on_reused_connection: false,
             http1: false,
             has_body: true,
+            ..LOST
         };
         let mut tries = Tries::default();
-        let again = |pause| Verdict::Again {
-            fresh: false,
-            pause,
+        let again = |pause| {
+            Verdict::Again(Again {
+                pause,
+                ..Again::default()
+            })
         };
         assert_eq!(tries.verdict(RetryPolicy::Rfc, refused), again(false));
         assert_eq!(tries.verdict(RetryPolicy::Rfc, refused), again(true));
@@ -216,5 +371,81 @@ mod tests {
             ..not_sent
         };
         assert_eq!(first(fresh), Verdict::GiveUp);
+    }
+
+    #[test]
+    fn peer_that_wants_http1_gets_it_once() {
+        let required = Failure {
+            kind: ErrorKind::Http1Required,
+            replay_safety: ReplaySafety::Unprocessed,
+            idempotent: false,
+            http1: false,
+            may_use_http1: true,
+            ..LOST
+        };
+        let again = Verdict::Again(Again {
+            over_http1: true,
+            ..Again::default()
+        });
+        let mut tries = Tries::default();
+        assert_eq!(tries.verdict(RetryPolicy::Rfc, required), again);
+        assert_eq!(tries.verdict(RetryPolicy::Rfc, required), Verdict::GiveUp);
+        let forbidden = Failure {
+            may_use_http1: false,
+            ..required
+        };
+        assert_eq!(first(forbidden), Verdict::GiveUp);
+    }
+
+    #[test]
+    fn misdirected_and_too_early_requests_are_tried_again_once_where_that_can_help() {
+        let misdirected = Answer {
+            status: StatusCode::MISDIRECTED_REQUEST,
+            was_early: false,
+            was_shared: true,
+            has_body: true,
+        };
+        let first = |answer| Tries::default().answered(RetryPolicy::Rfc, answer);
+        let mut tries = Tries::default();
+        assert_eq!(tries.answered(RetryPolicy::Rfc, misdirected), AGAIN_FRESH);
+        assert_eq!(
+            tries.answered(RetryPolicy::Rfc, misdirected),
+            Verdict::GiveUp
+        );
+        for hopeless in [
+            Answer {
+                was_shared: false,
+                ..misdirected
+            },
+            Answer {
+                has_body: false,
+                ..misdirected
+            },
+            Answer {
+                status: StatusCode::SERVICE_UNAVAILABLE,
+                ..misdirected
+            },
+            Answer {
+                status: StatusCode::TOO_EARLY,
+                ..misdirected
+            },
+        ] {
+            assert_eq!(first(hopeless), Verdict::GiveUp, "{hopeless:?}");
+        }
+        let early = Answer {
+            status: StatusCode::TOO_EARLY,
+            was_early: true,
+            ..misdirected
+        };
+        assert_ne!(first(early), Verdict::GiveUp);
+        let never = Tries::default().answered(RetryPolicy::Never, early);
+        assert_eq!(never, Verdict::GiveUp);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn verdicts_are_safe_and_end(data in proptest::collection::vec(proptest::num::u8::ANY, 0..40)) {
+            check_verdicts(&data);
+        }
     }
 }

@@ -8,31 +8,36 @@
 //! ```
 
 use std::future::Future;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Weak};
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
 use http::StatusCode;
+use http::header::{EXPECT, HeaderValue};
 use http::uri::Authority;
 use tokio::runtime::{Handle, Id as RuntimeId};
 
 use crate::body::Body;
 use crate::clock::{deadline, now};
-use crate::connection::{ConnectOptions, ConnectionInfo, Early};
+use crate::connection::{ConnectOptions, ConnectionInfo, Early, Protocols};
 use crate::error::{Error, ErrorKind, ReplaySafety};
 use crate::event::{RequestEvent, RequestRecorder};
 use crate::http1::RequestHead;
-use crate::http2::Doubter;
+use crate::http2::{Doubter, Outgoing};
+use crate::io::Traffic;
 use crate::metrics::{Counters, Served};
 use crate::origin::Origin;
 use crate::pool::{Acquire, H1Lease, H2Lease, Host, Lease, Minimum, Pool, WaitLimits, acquire};
-use crate::timing::Phase;
+use crate::timing::{ConnectionUse, Phase};
 
-use super::options::{CallOptions, RetryPolicy, Timeouts};
+use super::options::{CallOptions, Timeouts};
 use super::prepare::Prepared;
 use super::response_body::{FinishedCall, ResponseBody};
-use super::retry::{Failure, Tries, Verdict};
+use super::retry::{Answer, Failure, Tries, Verdict};
+
+/// How long an origin that ends HTTP/2 connections with HTTP_1_1_REQUIRED gets none.
+const REMEMBER_HTTP1: Duration = Duration::from_secs(600);
 
 /// Where requests of one origin and one set of options go.
 #[derive(Debug)]
@@ -46,6 +51,10 @@ pub(crate) struct Route {
     /// The origin in the pool, as found last: on the warm path nobody makes a key or hashes it. It does
     /// not keep the origin alive.
     found: ArcSwapOption<Found>,
+    /// The same origin over HTTP/1.1 alone, once it was needed.
+    http1: OnceLock<Box<Self>>,
+    /// Until then requests go over HTTP/1.1: the origin ended a connection that spoke HTTP/2.
+    http1_until: ArcSwapOption<Instant>,
 }
 
 #[derive(Debug)]
@@ -65,7 +74,49 @@ impl Route {
             options,
             minimum: None,
             found: ArcSwapOption::empty(),
+            http1: OnceLock::new(),
+            http1_until: ArcSwapOption::empty(),
         })
+    }
+
+    /// Where a request goes that needs HTTP/1.1; `None` if the options forbid it.
+    fn over_http1(&self) -> Option<&Self> {
+        if self.options.protocols != Protocols::Auto {
+            return None;
+        }
+        Some(self.http1.get_or_init(|| {
+            let mut options = ConnectOptions::clone(&self.options);
+            options.protocols = Protocols::Http1;
+            Box::new(Self {
+                origin: self.origin.clone(),
+                origin_text: self.origin_text.clone(),
+                authority: self.authority.clone(),
+                options: Arc::new(options),
+                minimum: None,
+                found: ArcSwapOption::empty(),
+                http1: OnceLock::new(),
+                http1_until: ArcSwapOption::empty(),
+            })
+        }))
+    }
+
+    /// The origin ended a connection because it spoke HTTP/2.
+    fn require_http1(&self) {
+        let until = deadline(now(), REMEMBER_HTTP1);
+        self.http1_until.store(Some(Arc::new(until)));
+    }
+
+    /// This, unless the origin is known to want HTTP/1.1.
+    fn preferred(&self) -> &Self {
+        let until = self.http1_until.load();
+        let is_required = until.as_ref().is_some_and(|until| now() < **until);
+        let over_http1 = is_required.then(|| self.over_http1()).flatten();
+        over_http1.unwrap_or(self)
+    }
+
+    /// Whether the origin's budget pays for one more attempt.
+    fn may_retry(&self, pool: &Pool) -> bool {
+        self.host(pool).is_ok_and(|host| host.may_retry())
     }
 
     /// The same, with connections kept warm.
@@ -158,12 +209,12 @@ pub(crate) async fn send(
     pool: &Arc<Pool>,
     client_counters: Option<&Counters>,
     route: &Route,
-    request: Prepared,
+    mut request: Prepared,
     body: Body,
     options: CallOptions,
 ) -> Result<http::Response<ResponseBody>, Error> {
     let mut call = Call {
-        recorder: RequestRecorder::start(),
+        recorder: RequestRecorder::start(options.listener),
         counters: [Some(pool.counters()), client_counters],
         secure: route.origin.is_https(),
         connection: None,
@@ -176,6 +227,14 @@ pub(crate) async fn send(
         connect: timeouts.connect,
         until,
     };
+    let mut route = route.preferred();
+    let expect = options
+        .expect_continue
+        .filter(|_| request.length != Some(0));
+    if expect.is_some() {
+        let value = HeaderValue::from_static("100-continue");
+        request.headers.insert(EXPECT, value);
+    }
     let mut tries = Tries::default();
     let mut body = Some(body);
     let mut fresh = false;
@@ -204,16 +263,17 @@ pub(crate) async fn send(
         let unsettled = lease.is_unsettled();
         let has_deadline = timeouts.first_byte.is_some() || until.is_some();
         let doubter = lease.doubter().filter(|_| has_deadline);
-        let sent = AtomicU64::new(0);
+        let traffic = Traffic::default();
         let attempt = exchange(
             &mut call.recorder,
             route,
             &request,
+            expect,
             &mut this_body,
-            &sent,
+            &traffic,
             lease,
         );
-        let result = match bounded(attempt, timeouts, until, &sent, doubter).await {
+        let result = match bounded(attempt, timeouts, until, &traffic, doubter).await {
             Ok(result) => result,
             Err(expired) => Err(expired.into_error(&call.recorder)),
         };
@@ -224,53 +284,60 @@ pub(crate) async fn send(
                 after_early(result, handshake, &mut call.recorder)
             }
         };
-        let result = match result {
-            // RFC 8470 §5.2: it was not processed, because it was early. Once, since `early` is off now.
-            Ok(head)
-                if handshake.is_some()
-                    && head.status() == StatusCode::TOO_EARLY
-                    && options.retry != RetryPolicy::Never
-                    && rest.is_some() =>
-            {
-                body = rest;
-                continue;
-            }
-            result => result,
-        };
-        match result {
+        let verdict = match &result {
             Ok(head) => {
-                call.recorder.emit(RequestEvent::Headers);
-                call.count();
-                return Ok(respond(call, head, timeouts, until));
+                let how = call.recorder.connection_use();
+                let answer = Answer {
+                    status: head.status(),
+                    was_early: handshake.is_some(),
+                    was_shared: how.is_some_and(|how| how != ConnectionUse::New),
+                    has_body: rest.is_some(),
+                };
+                let verdict = tries.answered(options.retry, answer);
+                body = rest;
+                verdict
             }
             Err(error) => {
                 body = rest.or_else(|| this_body.filter(|body| !body.is_touched()));
                 let failure = Failure {
                     idempotent: request.idempotent,
                     has_body: body.is_some(),
-                    ..Failure::new(&error, call.recorder.is_reused(), http1)
+                    unsettled,
+                    may_use_http1: route.over_http1().is_some(),
+                    ..Failure::new(error, call.recorder.is_reused(), http1)
                 };
-                match tries.verdict(options.retry, failure) {
-                    Verdict::Again {
-                        fresh: on_fresh,
-                        pause,
-                    } => {
-                        // A stream that was refused because its limit was not known yet is no sign of a server
-                        // in trouble.
-                        let is_free = unsettled && failure.kind == ErrorKind::Refused;
-                        if !is_free && !route.host(pool).is_ok_and(|host| host.may_retry()) {
-                            return Err(call.fail(error, route));
-                        }
-                        fresh = on_fresh;
-                        if pause {
-                            // Past the total timeout the next attempt finds itself out of time.
-                            let at = deadline(now(), jitter());
-                            let at = until.map_or(at, |(until, _)| at.min(until));
-                            tokio::time::sleep_until(at.into()).await;
-                        }
-                    }
-                    Verdict::GiveUp => return Err(call.fail(error, route)),
+                if error.kind() == ErrorKind::Http1Required && error.is_of_connection() {
+                    route.require_http1();
                 }
+                tries.verdict(options.retry, failure)
+            }
+        };
+        match verdict {
+            Verdict::Again(again) if again.is_free || route.may_retry(pool) => {
+                fresh = again.fresh;
+                if again.over_http1 {
+                    route = route.over_http1().unwrap_or(route);
+                }
+                if again.pause {
+                    // Past the total timeout the next attempt finds itself out of time.
+                    let at = deadline(now(), jitter());
+                    let at = until.map_or(at, |(until, _)| at.min(until));
+                    tokio::time::sleep_until(at.into()).await;
+                }
+            }
+            _ => {
+                let moved = &traffic;
+                return match result {
+                    Ok(head) => {
+                        call.recorder.emit(RequestEvent::Headers);
+                        call.count();
+                        Ok(respond(call, head, timeouts, until, moved))
+                    }
+                    Err(error) => {
+                        let (sent, received) = moved.totals();
+                        Err(call.fail(error.with_bytes(sent, received), route))
+                    }
+                };
             }
         }
     }
@@ -305,17 +372,14 @@ enum Head {
         head: crate::http1::ResponseHead,
         lease: H1Lease,
     },
-    H2 {
-        head: crate::http2::ResponseHead,
-        lease: H2Lease,
-    },
+    H2(crate::http2::ResponseHead<H2Lease>),
 }
 
 impl Head {
     fn status(&self) -> StatusCode {
         match self {
             Self::H1 { head, .. } => head.status,
-            Self::H2 { head, .. } => head.status,
+            Self::H2(head) => head.status,
         }
     }
 }
@@ -324,8 +388,9 @@ async fn exchange(
     recorder: &mut RequestRecorder,
     route: &Route,
     request: &Prepared,
+    expect: Option<Duration>,
     body: &mut Option<Body>,
-    sent: &AtomicU64,
+    traffic: &Traffic,
     lease: Lease,
 ) -> Result<Head, Error> {
     match lease {
@@ -339,17 +404,19 @@ async fn exchange(
             let body = body.get_or_insert_default();
             let http1 = lease.http1();
             let head = http1
-                .exchange(&head, request.length, body, sent, recorder)
+                .exchange(&head, request.length, expect, body, traffic, recorder)
                 .await?;
             Ok(Head::H1 { head, lease })
         }
         Lease::H2(mut lease) => {
-            let http = request.http2(&route.origin, &route.authority);
-            let handle = &mut lease.handle;
-            let head = handle
-                .exchange(http, request.length, body, sent, recorder)
-                .await?;
-            Ok(Head::H2 { head, lease })
+            let outgoing = Outgoing {
+                head: request.http2(&route.origin, &route.authority),
+                length: request.length,
+                expect,
+            };
+            let handle = lease.take_handle();
+            let exchange = handle.exchange(outgoing, body, traffic, recorder, lease);
+            exchange.await.map(Head::H2)
         }
     }
 }
@@ -359,15 +426,17 @@ fn respond(
     head: Head,
     timeouts: Timeouts,
     until: Option<(Instant, Duration)>,
+    moved: &Traffic,
 ) -> http::Response<ResponseBody> {
     let info = call
         .connection
         .take()
         .expect("a response comes over a connection");
     // The call's own end is the body's from here on; its drop finds it counted.
-    let recorder = std::mem::replace(&mut call.recorder, RequestRecorder::start());
+    let recorder = std::mem::replace(&mut call.recorder, RequestRecorder::start(None));
     let total = until.map(|(at, total)| (Box::pin(tokio::time::sleep_until(at.into())), total));
-    let finished = FinishedCall::new(recorder, info, total, timeouts.between_bytes);
+    let moved = moved.totals();
+    let finished = FinishedCall::new(recorder, info, total, timeouts.between_bytes, moved);
     let length = |headers: &http::HeaderMap| {
         let value = headers.get(http::header::CONTENT_LENGTH)?;
         value.to_str().ok()?.parse().ok()
@@ -382,9 +451,9 @@ fn respond(
             let body = ResponseBody::http1(lease, finished, length);
             (head.status, head.version, head.headers, body)
         }
-        Head::H2 { head, lease } => {
+        Head::H2(head) => {
             let length = length(&head.headers);
-            let body = ResponseBody::http2(head.body, lease, finished, length);
+            let body = ResponseBody::http2(head.body, finished, length);
             (head.status, http::Version::HTTP_2, head.headers, body)
         }
     };
@@ -425,13 +494,14 @@ async fn bounded<F: Future>(
     exchange: F,
     timeouts: Timeouts,
     until: Option<(Instant, Duration)>,
-    sent: &AtomicU64,
+    traffic: &Traffic,
     doubter: Option<Doubter>,
 ) -> Result<F::Output, Expired> {
     if timeouts.first_byte.is_none() && until.is_none() {
         return Ok(exchange.await);
     }
     let mut exchange = std::pin::pin!(exchange);
+    let sent = &traffic.body_sent;
     let mut seen = sent.load(Relaxed);
     let mut progress_at = now();
     loop {

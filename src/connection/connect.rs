@@ -146,7 +146,7 @@ async fn walk(
         (http::Version::HTTP_2, Link::Http2(handle, Box::new(driver)))
     } else {
         let attendant = (reached.end.socket.clone()).map(|socket| Box::new(socket) as _);
-        let http1 = Http1::new(stream, attendant, forward(plan));
+        let http1 = Http1::new(stream, attendant, recorder.tcp_rtt(), forward(plan));
         (http::Version::HTTP_11, Link::Http1(Box::new(http1)))
     };
     recorder.emit(DialEvent::Ready);

@@ -202,6 +202,10 @@ impl Carrier for Stream {
         self.wire().bytes_written()
     }
 
+    fn bytes_read(&self) -> u64 {
+        self.wire().bytes_read()
+    }
+
     fn hold(&mut self) {
         self.wire_mut().hold();
     }

@@ -113,7 +113,7 @@ fn phase_after(event: &DialEvent, raced: bool) -> Option<Phase> {
 
 /// Lives it; every step may be the last.
 async fn live(life: &Life) -> RequestTiming {
-    let mut recorder = RequestRecorder::start();
+    let mut recorder = RequestRecorder::start(None);
     let mut gaps = life.gaps.iter().copied().cycle();
     let mut left = life.cut;
     // One step: time passes, and the request may be cut off here.
@@ -229,7 +229,10 @@ async fn live(life: &Life) -> RequestTiming {
         }
         step!();
         if life.informational {
-            recorder.emit(RequestEvent::Informational);
+            recorder.emit(RequestEvent::Informational {
+                status: http::StatusCode::EARLY_HINTS,
+                headers: &http::HeaderMap::new(),
+            });
         }
         if attempt + 1 < life.attempts {
             continue;
@@ -291,7 +294,7 @@ fn delay_in_one_phase_shows_in_that_phase_and_nowhere_else() {
             let extra = if slow == Some(phase) { 1000 } else { 0 };
             tokio::time::advance(Duration::from_millis(1 + extra)).await;
         };
-        let mut recorder = RequestRecorder::start();
+        let mut recorder = RequestRecorder::start(None);
         recorder.emit(RequestEvent::AttemptStart);
         spend(Phase::Retry).await;
         recorder.emit(RequestEvent::AttemptStart);
@@ -363,7 +366,7 @@ fn delay_in_one_phase_shows_in_that_phase_and_nowhere_else() {
 #[test]
 fn phase_open_at_the_end_ends_there_and_later_ones_are_absent() {
     paused().block_on(async {
-        let mut recorder = RequestRecorder::start();
+        let mut recorder = RequestRecorder::start(None);
         recorder.emit(RequestEvent::AttemptStart);
         let dial = DialRecorder::new();
         recorder.waiting(WaitCause::Dial, now(), Some(dial.clone()));

@@ -38,9 +38,10 @@ pub(crate) enum UploadFraming {
 }
 
 impl UploadFraming {
-    /// The framing for a body of this length, if it is known.
-    pub(crate) fn new(method: &Method, length: Option<u64>) -> Self {
-        match length {
+    /// The framing for a body of this length, if it is known. Trailers that are announced need the chunked
+    /// coding (RFC 9112 §7.1.2).
+    pub(crate) fn new(method: &Method, length: Option<u64>, has_trailers: bool) -> Self {
+        match length.filter(|n| *n == 0 || !has_trailers) {
             // RFC 9110 §8.6: methods that anticipate content say so even when there is none.
             Some(0) if !matches!(*method, Method::POST | Method::PUT | Method::PATCH) => {
                 Self::Empty
@@ -148,19 +149,27 @@ mod tests {
             headers: &headers,
         };
         assert_eq!(
-            head(&request, UploadFraming::new(&Method::POST, Some(3)), None),
+            head(
+                &request,
+                UploadFraming::new(&Method::POST, Some(3), false),
+                None
+            ),
             "POST /a?b HTTP/1.1\r\nhost: h.test:81\r\naccept: */*\r\ncontent-length: 3\r\n\r\n"
         );
         assert_eq!(
-            UploadFraming::new(&Method::GET, Some(0)),
+            UploadFraming::new(&Method::GET, Some(0), false),
             UploadFraming::Empty
         );
         assert_eq!(
-            UploadFraming::new(&Method::POST, Some(0)),
+            UploadFraming::new(&Method::POST, Some(0), false),
             UploadFraming::Length(0)
         );
         assert_eq!(
-            UploadFraming::new(&Method::GET, None),
+            UploadFraming::new(&Method::GET, None, false),
+            UploadFraming::Chunked
+        );
+        assert_eq!(
+            UploadFraming::new(&Method::POST, Some(3), true),
             UploadFraming::Chunked
         );
         let forward = Forward {

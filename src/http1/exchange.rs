@@ -5,21 +5,23 @@ use std::future::{Future, poll_fn};
 use std::io::{self, IoSlice};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll, ready};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes, BytesMut};
 use http::{HeaderMap, Method, StatusCode, Version};
 use http_body::Frame;
 use tokio::io::{AsyncReadExt, ReadBuf};
+use tokio::time::{Sleep, sleep};
 
 use crate::body::Body;
+use crate::clock::now;
 use crate::close_reason::CloseReason;
 use crate::error::{Error, ErrorKind, ReplaySafety};
 use crate::event::{RequestEvent, RequestRecorder};
 use crate::http_head::{Head, HeadError, HeadLimits, HeadParser};
-use crate::io::{AttendUpload, BoxFuture, Carrier};
+use crate::io::{AttendUpload, BoxFuture, Carrier, Traffic};
 use crate::timing::Phase;
 
 use super::chunked::{ChunkedDecoder, Decoded};
@@ -32,8 +34,10 @@ use super::keep_alive::KeepAlive;
 const READ_SIZE: usize = 16 * 1024;
 /// A request below this fits into any sound peer's window.
 const SMALL_REQUEST: u64 = 16 * 1024;
-/// Informational responses accepted before the final one.
+/// Informational responses accepted before the final one; together they must fit into one head.
 const MAX_INFORMATIONAL: u32 = 32;
+/// On shorter paths our bytes are acknowledged before the write returns, more or less.
+const TELLING_RTT: Duration = Duration::from_millis(1);
 
 /// The final head of a response.
 #[derive(Debug)]
@@ -68,6 +72,8 @@ enum Decoder {
 pub(crate) struct Http1<S> {
     io: S,
     attendant: Option<Box<dyn AttendUpload>>,
+    /// What the TCP handshake took.
+    rtt: Option<Duration>,
     interrupt: Arc<Interrupt>,
     buffer: BytesMut,
     state: State,
@@ -82,11 +88,13 @@ impl<S: Carrier> Http1<S> {
     pub(crate) fn new(
         io: S,
         attendant: Option<Box<dyn AttendUpload>>,
+        rtt: Option<Duration>,
         forward: Option<Forward>,
     ) -> Self {
         Self {
             io,
             attendant,
+            rtt,
             interrupt: Arc::default(),
             forward,
             buffer: BytesMut::new(),
@@ -186,8 +194,9 @@ impl<S: Carrier> Http1<S> {
 
     /// Sends a request and reads the head of its final response.
     ///
-    /// `sent` counts body bytes handed over, so that a timer can see progress. Dropping the
-    /// future leaves the connection unusable.
+    /// With `expect` the body waits for 100 Continue, at most for so long; the header is the caller's.
+    /// `traffic` counts, so that a timer can see progress. Dropping the future leaves the connection
+    /// unusable.
     ///
     /// # Errors
     /// Kind ConnectionLost, Protocol, TooLarge or Body; the replay safety says what is known.
@@ -195,33 +204,50 @@ impl<S: Carrier> Http1<S> {
         &mut self,
         request: &RequestHead<'_>,
         length: Option<u64>,
+        expect: Option<Duration>,
         body: &mut Body,
-        sent: &AtomicU64,
+        traffic: &Traffic,
         recorder: &mut RequestRecorder,
     ) -> Result<ResponseHead, Error> {
         self.state = State::Busy;
         self.keep_alive = Ok(());
-        let upload = Upload::new(request, length, self.forward.as_ref());
+        let mut upload = Upload::new(request, length, self.forward.as_ref());
+        upload.is_expecting = expect.is_some() && !upload.is_empty();
         let mut exchange = Exchange {
             method: request.method,
+            began: now(),
             written_before: self.io.bytes_written(),
+            read_before: self.io.bytes_read(),
+            expect: expect
+                .filter(|_| upload.is_expecting)
+                .map(|patience| Box::pin(sleep(patience))),
             upload,
+            is_stray: false,
             write_error: None,
             attending: None,
             parser: HeadParser::default(),
             first_byte: None,
             informational: 0,
+            informational_bytes: 0,
             connection: self,
         };
         exchange.connection.io.uncork();
-        let result = poll_fn(|cx| exchange.poll(cx, body, sent, recorder)).await;
+        let result = poll_fn(|cx| {
+            let polled = exchange.poll(cx, body, recorder);
+            exchange.count(traffic);
+            polled
+        })
+        .await;
         let upload_done = exchange.upload.is_done();
+        let is_stray = exchange.is_stray;
         let (head, framing) = match result {
             Ok(done) => done,
             Err(error) => {
                 let unanswered = error.kind() == ErrorKind::ConnectionLost
                     && error.replay_safety() != ReplaySafety::Processed;
-                self.state = State::Done(if unanswered {
+                self.state = State::Done(if is_stray {
+                    CloseReason::UnsolicitedBytes
+                } else if unanswered {
                     CloseReason::ClosedUnanswered
                 } else {
                     CloseReason::Failed
@@ -404,15 +430,22 @@ fn asks_to_close(headers: &HeaderMap) -> bool {
 struct Exchange<'a, S> {
     connection: &'a mut Http1<S>,
     method: &'a Method,
+    began: Instant,
     written_before: u64,
+    read_before: u64,
     upload: Upload,
+    /// While it is there the body waits for 100 Continue.
+    expect: Option<Pin<Box<Sleep>>>,
     write_error: Option<io::Error>,
+    /// What came cannot be the answer to this request.
+    is_stray: bool,
     /// Asked for once more has left than a small request; `Some(None)` where there is nothing to do.
     attending: Option<Option<BoxFuture<'static, ()>>>,
     parser: HeadParser,
     /// The read that brought the first byte of the head now being read.
     first_byte: Option<Instant>,
     informational: u32,
+    informational_bytes: usize,
 }
 
 impl<S: Carrier> Exchange<'_, S> {
@@ -420,31 +453,66 @@ impl<S: Carrier> Exchange<'_, S> {
         &mut self,
         cx: &mut Context<'_>,
         body: &mut Body,
-        sent: &AtomicU64,
         recorder: &mut RequestRecorder,
     ) -> Poll<Result<(Head, framing::Framing), Error>> {
-        if !self.upload.is_done() && self.write_error.is_none() {
-            match self.upload.poll(cx, &mut self.connection.io, body, sent) {
-                Poll::Ready(Ok(())) => recorder.emit(RequestEvent::UploadEnd),
-                Poll::Ready(Err(UploadError::Body(error))) => {
-                    return Poll::Ready(Err(self.error(error)));
-                }
-                // The answer may have arrived all the same: read on, and tell of the write error
-                // only if there is none.
-                Poll::Ready(Err(UploadError::Write(error))) => self.write_error = Some(error),
-                Poll::Pending => {}
-            }
-        }
         loop {
-            match self.parse_head() {
-                Ok(Some(head)) => {
-                    if let Some(done) = self.accept(head, recorder) {
-                        return Poll::Ready(done);
-                    }
-                    continue;
-                }
-                Ok(None) => {}
-                Err(error) => return Poll::Ready(Err(error)),
+            self.poll_upload(cx, body, recorder)?;
+            if let Some(done) = ready!(self.poll_head(cx, recorder))? {
+                return Poll::Ready(Ok(done));
+            }
+            // An informational response, and perhaps the one that the body waits for.
+        }
+    }
+
+    fn poll_upload(
+        &mut self,
+        cx: &mut Context<'_>,
+        body: &mut Body,
+        recorder: &mut RequestRecorder,
+    ) -> Result<(), Error> {
+        if self.upload.is_done() || self.write_error.is_some() {
+            return Ok(());
+        }
+        if let Some(patience) = &mut self.expect
+            && patience.as_mut().poll(cx).is_ready()
+        {
+            // RFC 9110 §10.1.1: a client does not wait for ever.
+            self.go_on();
+        }
+        let polled = self.upload.poll(cx, &mut self.connection.io, body);
+        recorder.emit(RequestEvent::BodySent {
+            bytes: self.upload.body_sent,
+            total: self.upload.total(),
+        });
+        match polled {
+            Poll::Ready(Ok(())) => recorder.emit(RequestEvent::UploadEnd),
+            Poll::Ready(Err(UploadError::Body(error))) => return Err(self.error(error)),
+            // The answer may have arrived all the same: read on, and tell of the write error
+            // only if there is none.
+            Poll::Ready(Err(UploadError::Write(error))) => self.write_error = Some(error),
+            Poll::Pending => {}
+        }
+        Ok(())
+    }
+
+    /// The body need not wait any more.
+    fn go_on(&mut self) {
+        self.expect = None;
+        self.upload.is_expecting = false;
+    }
+
+    /// The next head; `None` for an informational one.
+    #[allow(clippy::type_complexity, reason = "a head and its framing")]
+    fn poll_head(
+        &mut self,
+        cx: &mut Context<'_>,
+        recorder: &mut RequestRecorder,
+    ) -> Poll<Result<Option<(Head, framing::Framing)>, Error>> {
+        loop {
+            let unparsed = self.connection.buffer.len();
+            if let Some(head) = self.parse_head()? {
+                let bytes = unparsed - self.connection.buffer.len();
+                return Poll::Ready(self.accept(head, bytes, recorder));
             }
             let had_bytes = !self.connection.buffer.is_empty();
             let lost = match self.connection.poll_fill(cx) {
@@ -456,6 +524,7 @@ impl<S: Carrier> Exchange<'_, S> {
                 Poll::Ready(Ok(_)) => {
                     if !had_bytes {
                         self.first_byte = self.connection.io.last_read();
+                        self.check_is_answer()?;
                     }
                     continue;
                 }
@@ -463,6 +532,44 @@ impl<S: Carrier> Exchange<'_, S> {
             };
             return Poll::Ready(Err(self.lost(lost)));
         }
+    }
+
+    /// Bytes that come while the peer's kernel has acknowledged nothing of our request answer something
+    /// else, or nothing: they were on their way already. Only worth a look if they come in less time than
+    /// a round trip takes.
+    fn check_is_answer(&mut self) -> Result<(), Error> {
+        let connection = &*self.connection;
+        let (Some(rtt), Some(read_at)) = (connection.rtt, self.first_byte) else {
+            return Ok(());
+        };
+        if rtt < TELLING_RTT || read_at.saturating_duration_since(self.began) >= rtt {
+            return Ok(());
+        }
+        let attendant = connection.attendant.as_deref();
+        let acknowledged = attendant.and_then(AttendUpload::acknowledged);
+        if acknowledged.is_none_or(|acknowledged| acknowledged > self.written_before) {
+            return Ok(());
+        }
+        self.is_stray = true;
+        let error = Error::new(
+            ErrorKind::ConnectionLost,
+            "bytes came that cannot answer the request, since its peer had not received it",
+        );
+        Err(error
+            .at(Phase::Wait)
+            .with_replay(ReplaySafety::MaybeProcessed))
+    }
+
+    /// Tells what was moved so far.
+    fn count(&self, traffic: &Traffic) {
+        let io = &self.connection.io;
+        traffic.body_sent.store(self.upload.body_sent, Relaxed);
+        traffic
+            .sent
+            .store(io.bytes_written() - self.written_before, Relaxed);
+        traffic
+            .received
+            .store(io.bytes_read() - self.read_before, Relaxed);
     }
 
     /// Whether or not all was written: it may still wait in our kernel.
@@ -498,17 +605,17 @@ impl<S: Carrier> Exchange<'_, S> {
             })
     }
 
-    /// Decides on a head: an informational one is counted and skipped.
+    /// Decides on a head of so many bytes: an informational one is told, counted and skipped.
+    #[allow(clippy::type_complexity, reason = "a head and its framing")]
     fn accept(
         &mut self,
         head: Head,
+        bytes: usize,
         recorder: &mut RequestRecorder,
-    ) -> Option<Result<(Head, framing::Framing), Error>> {
+    ) -> Result<Option<(Head, framing::Framing)>, Error> {
         let protocol = |why: &str| {
             let error = Error::new(ErrorKind::Protocol, why);
-            Some(Err(error
-                .at(Phase::Wait)
-                .with_replay(ReplaySafety::Processed)))
+            Err(error.at(Phase::Wait).with_replay(ReplaySafety::Processed))
         };
         if head.status == StatusCode::SWITCHING_PROTOCOLS {
             if !self.upload.asks_upgrade {
@@ -516,13 +623,21 @@ impl<S: Carrier> Exchange<'_, S> {
             }
         } else if head.status.is_informational() {
             self.informational += 1;
-            recorder.emit(RequestEvent::Informational);
-            if self.informational > MAX_INFORMATIONAL {
+            self.informational_bytes += bytes;
+            recorder.emit(RequestEvent::Informational {
+                status: head.status,
+                headers: &head.headers,
+            });
+            let is_too_much = self.informational_bytes > self.connection.limits.bytes;
+            if self.informational > MAX_INFORMATIONAL || is_too_much {
                 return protocol("too many informational responses");
+            }
+            if head.status == StatusCode::CONTINUE {
+                self.go_on();
             }
             // What is left of the buffer came with the last read.
             self.first_byte = self.connection.io.last_read();
-            return None;
+            return Ok(None);
         }
         let framing = match framing::decide(self.method, &head) {
             Ok(framing) => framing,
@@ -531,7 +646,7 @@ impl<S: Carrier> Exchange<'_, S> {
         if let Some(at) = self.first_byte.or_else(|| self.connection.io.last_read()) {
             recorder.emit(RequestEvent::FirstByte(at));
         }
-        Some(Ok((head, framing)))
+        Ok(Some((head, framing)))
     }
 
     /// The connection ended before the head did.
@@ -572,11 +687,22 @@ enum UploadError {
     Write(io::Error),
 }
 
+/// A part of the request as it stands in the queue.
+struct Piece {
+    bytes: Bytes,
+    /// Content of the body, and not its framing.
+    is_body: bool,
+}
+
 /// The request on its way out.
 struct Upload {
-    queue: VecDeque<Bytes>,
+    queue: VecDeque<Piece>,
     framing: UploadFraming,
     body_left: Option<u64>,
+    /// Content of the body that has been written.
+    body_sent: u64,
+    /// The body waits for 100 Continue.
+    is_expecting: bool,
     asks_upgrade: bool,
     stage: Stage,
 }
@@ -590,11 +716,17 @@ enum Stage {
 
 impl Upload {
     fn new(request: &RequestHead<'_>, length: Option<u64>, forward: Option<&Forward>) -> Self {
-        let framing = UploadFraming::new(request.method, length);
+        let has_trailers = request.headers.contains_key(http::header::TRAILER);
+        let framing = UploadFraming::new(request.method, length, has_trailers);
         Self {
-            queue: VecDeque::from([encode::head(request, framing, forward)]),
+            queue: VecDeque::from([Piece {
+                bytes: encode::head(request, framing, forward),
+                is_body: false,
+            }]),
             framing,
             body_left: length,
+            body_sent: 0,
+            is_expecting: false,
             asks_upgrade: request.headers.contains_key(http::header::UPGRADE),
             stage: if framing == UploadFraming::Empty {
                 Stage::Flush
@@ -608,20 +740,35 @@ impl Upload {
         self.stage == Stage::Done
     }
 
+    fn is_empty(&self) -> bool {
+        matches!(
+            self.framing,
+            UploadFraming::Empty | UploadFraming::Length(0)
+        )
+    }
+
+    /// Bytes that the whole body has, if that is known.
+    fn total(&self) -> Option<u64> {
+        match self.framing {
+            UploadFraming::Empty => Some(0),
+            UploadFraming::Length(n) => Some(n),
+            UploadFraming::Chunked => None,
+        }
+    }
+
     fn poll<S: Carrier>(
         &mut self,
         cx: &mut Context<'_>,
         io: &mut S,
         body: &mut Body,
-        sent: &AtomicU64,
     ) -> Poll<Result<(), UploadError>> {
         loop {
             // The body is asked before the queue is written, so that a body that is at hand
             // leaves in one write with the head.
-            if self.stage == Stage::Body && self.queue.len() <= 1 {
+            if self.stage == Stage::Body && self.queue.len() <= 1 && !self.is_expecting {
                 match body.poll_next(cx) {
                     Poll::Ready(next) => {
-                        self.push(next, sent).map_err(UploadError::Body)?;
+                        self.push(next).map_err(UploadError::Body)?;
                         continue;
                     }
                     Poll::Pending if self.queue.is_empty() => {
@@ -633,10 +780,13 @@ impl Upload {
                 }
             }
             if self.queue.is_empty() {
-                if self.stage != Stage::Flush {
+                if self.stage != Stage::Flush && !self.is_expecting {
                     continue;
                 }
                 ready!(Pin::new(&mut *io).poll_flush(cx)).map_err(UploadError::Write)?;
+                if self.is_expecting {
+                    return Poll::Pending;
+                }
                 self.stage = Stage::Done;
                 return Poll::Ready(Ok(()));
             }
@@ -647,8 +797,8 @@ impl Upload {
     fn poll_write<S: Carrier>(&mut self, cx: &mut Context<'_>, io: &mut S) -> Poll<io::Result<()>> {
         let mut slices = [IoSlice::new(&[]); 4];
         let mut used = 0;
-        for (slice, bytes) in slices.iter_mut().zip(&self.queue) {
-            *slice = IoSlice::new(bytes);
+        for (slice, piece) in slices.iter_mut().zip(&self.queue) {
+            *slice = IoSlice::new(&piece.bytes);
             used += 1;
         }
         let mut n = ready!(Pin::new(io).poll_write_vectored(cx, &slices[..used]))?;
@@ -656,11 +806,15 @@ impl Upload {
             return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
         }
         while let Some(front) = self.queue.front_mut() {
-            if n < front.len() {
-                front.advance(n);
+            let written = n.min(front.bytes.len());
+            if front.is_body {
+                self.body_sent += written as u64;
+            }
+            if n < front.bytes.len() {
+                front.bytes.advance(n);
                 break;
             }
-            n -= front.len();
+            n -= written;
             self.queue.pop_front();
         }
         Poll::Ready(Ok(()))
@@ -669,55 +823,70 @@ impl Upload {
     fn push(
         &mut self,
         next: Option<Result<Frame<Bytes>, Box<dyn std::error::Error + Send + Sync>>>,
-        sent: &AtomicU64,
     ) -> Result<(), Error> {
-        let length_error = || {
-            Error::new(
-                ErrorKind::Body,
-                "the request body is not as long as its content-length",
-            )
-        };
         match next {
-            None => {
-                if self.body_left.is_some_and(|left| left > 0) {
-                    return Err(length_error());
-                }
-                if self.framing == UploadFraming::Chunked {
-                    self.queue.push_back(encode::last_chunk(None));
-                }
-                self.stage = Stage::Flush;
-            }
+            None => self.end(None),
             Some(Err(source)) => {
                 let failed = Error::new(ErrorKind::Body, "the request body failed");
-                return Err(failed.with_source(source));
+                Err(failed.with_source(source))
             }
             Some(Ok(frame)) => match frame.into_data() {
-                Ok(data) if data.is_empty() => {}
+                Ok(data) if data.is_empty() => Ok(()),
                 Ok(data) => {
-                    sent.fetch_add(data.len() as u64, Relaxed);
                     if let Some(left) = &mut self.body_left {
                         *left = left
                             .checked_sub(data.len() as u64)
                             .ok_or_else(length_error)?;
                     }
                     if self.framing == UploadFraming::Chunked {
-                        self.queue.push_back(encode::chunk_size(data.len()));
-                        self.queue.push_back(data);
-                        self.queue.push_back(Bytes::from_static(b"\r\n"));
-                    } else {
-                        self.queue.push_back(data);
+                        self.push_framing(encode::chunk_size(data.len()));
                     }
-                }
-                Err(frame) => {
-                    // RFC 9112 §7.1.2: trailers exist only in the chunked coding.
+                    self.queue.push_back(Piece {
+                        bytes: data,
+                        is_body: true,
+                    });
                     if self.framing == UploadFraming::Chunked {
-                        let trailers = frame.into_trailers().ok();
-                        self.queue.push_back(encode::last_chunk(trailers.as_ref()));
-                        self.stage = Stage::Flush;
+                        self.push_framing(Bytes::from_static(b"\r\n"));
                     }
+                    Ok(())
                 }
+                Err(frame) => match frame.into_trailers() {
+                    Ok(trailers) => self.end(Some(&trailers)),
+                    Err(_) => Ok(()),
+                },
             },
         }
+    }
+
+    fn push_framing(&mut self, bytes: Bytes) {
+        self.queue.push_back(Piece {
+            bytes,
+            is_body: false,
+        });
+    }
+
+    fn end(&mut self, trailers: Option<&HeaderMap>) -> Result<(), Error> {
+        if self.body_left.is_some_and(|left| left > 0) {
+            return Err(length_error());
+        }
+        if self.framing == UploadFraming::Chunked {
+            self.push_framing(encode::last_chunk(trailers));
+        } else if trailers.is_some_and(|trailers| !trailers.is_empty()) {
+            // RFC 9112 §7.1.2: trailers exist only in the chunked coding.
+            return Err(Error::new(
+                ErrorKind::Body,
+                "trailers cannot follow a body of known length over HTTP/1.1; \
+                 announce them in the header `trailer`",
+            ));
+        }
+        self.stage = Stage::Flush;
         Ok(())
     }
+}
+
+fn length_error() -> Error {
+    Error::new(
+        ErrorKind::Body,
+        "the request body is not as long as its content-length",
+    )
 }

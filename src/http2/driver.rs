@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use h2::client::{Builder, Connection, SendRequest};
 use h2::{Ping, PingPong};
-use tokio::sync::Notify;
 use tokio::time::{Sleep, sleep_until, timeout};
 
 use crate::clock::{deadline, now};
@@ -20,31 +19,30 @@ use crate::http_head::HeadLimits;
 use crate::io::Carrier;
 use crate::timing::Phase;
 
+use super::abandoned::{Inbox, Orphans};
 use super::health::{Advice, Health, Sight};
+use super::ledger::Ledger;
 use super::streams::StreamSlots;
-use super::tap::{GoAway, Tap, TapState};
+use super::tap::{GoAway, MAX_LATE_FRAMES, Tap, TapState};
 
 /// Streams assumed to be allowed until the peer's SETTINGS arrive (RFC 9113 §6.5.2 recommends at
 /// least 100 to servers). h2's own assumption is unlimited, which gets an early burst refused.
 const STREAMS_BEFORE_SETTINGS: u32 = 100;
-/// Bodies up to this size are handed to h2 with their HEADERS, so that both leave in one write:
-/// the initial window that RFC 9113 §6.9.2 gives every stream.
-pub(crate) const SEND_AT_ONCE: usize = 65_535;
 /// The largest response head that callers get.
 pub(crate) const MAX_HEAD: HeadLimits = HeadLimits::DEFAULT;
 /// The largest one that h2 decodes: wider than ours, so that ours is the one that speaks. h2's
 /// default of 16 MiB is an invitation.
 const MAX_HEADER_LIST: u32 = 256 * 1024;
 /// h2 charges every small unread DATA frame 256 bytes minus its length against this budget, and
-/// closes the connection when it is spent. Its default (half the window) is spent by a reader
-/// that stalls for some hundred tokens. 64 MiB bound the memory of unread frames all the same.
-const DATA_FRAME_BUDGET: usize = 64 * 1024 * 1024;
+/// closes the connection when it is spent: some hundred tokens by default, and those of streams that were
+/// reset are charged for ever. What is unread has bounds of ours, for each stream ([`Ledger`]).
+const DATA_FRAME_BUDGET: usize = usize::MAX;
 /// Resets remembered, so that frames which were under way do not count as errors. h2's 50 for one
 /// second are forgotten too early when many requests are cancelled.
 const REMEMBERED_RESETS: usize = 1000;
 const RESET_MEMORY: Duration = Duration::from_secs(5);
-/// Late frames on forgotten streams in the life of a connection until h2 gives up on it.
-const MAX_LOCAL_RESETS: usize = 100_000;
+/// Abandoned streams that wait for their reset: a connection with so many is replaced.
+const MANY_ORPHANS: usize = 16;
 /// How long a new connection waits for its first request, so that the end of the handshake, the preface
 /// and the request leave in one write.
 const FIRST_REQUEST: Duration = Duration::from_millis(50);
@@ -129,6 +127,8 @@ pub(crate) trait Watch: Sync {
     fn late(&self);
     /// The answer came after all, or in time: streams may be opened again.
     fn trusted(&self);
+    /// It comes near a limit on what a connection may have in its life, or reset: it needs a successor.
+    fn worn(&self);
 }
 
 /// How long a connection waits for its peer.
@@ -147,13 +147,21 @@ pub(crate) struct Patience {
 pub(crate) struct Shared {
     pub(crate) slots: Arc<StreamSlots>,
     pub(crate) tap: Arc<TapState>,
-    /// Wakes the task when it shall begin, end or ask the peer.
-    wake: Notify,
+    pub(super) ledger: Arc<Ledger>,
+    /// Its bell wakes the task when it shall begin, end or ask the peer, too.
+    pub(super) inbox: Inbox,
     kill: AtomicBool,
     /// A request ran out of time.
     doubted: AtomicBool,
     /// The answer to a PING is late.
     late: AtomicBool,
+}
+
+impl Shared {
+    /// The peer is late with its answer to a PING.
+    pub(super) fn is_late(&self) -> bool {
+        self.late.load(Ordering::Acquire)
+    }
 }
 
 /// A handle to the connection. The connection ends when the last handle and the last stream are
@@ -175,7 +183,7 @@ impl Http2 {
     pub(crate) fn open(&self) {
         if !self.shared.tap.is_open() {
             self.shared.tap.open();
-            self.shared.wake.notify_one();
+            self.shared.inbox.bell.notify_one();
         }
     }
 
@@ -185,7 +193,7 @@ impl Http2 {
 
     /// The peer is late with its answer to a PING.
     pub(crate) fn is_late(&self) -> bool {
-        self.shared.late.load(Ordering::Acquire)
+        self.shared.is_late()
     }
 
     /// A way to doubt the peer that does not keep the connection alive.
@@ -208,7 +216,7 @@ impl Killer {
         if let Some(shared) = self.0.upgrade() {
             shared.kill.store(true, Ordering::Release);
             shared.tap.open();
-            shared.wake.notify_one();
+            shared.inbox.bell.notify_one();
         }
     }
 }
@@ -227,7 +235,7 @@ impl Doubter {
             // At once: the next request must not follow before the task has had its turn.
             shared.slots.suspect();
             shared.doubted.store(true, Ordering::Release);
-            shared.wake.notify_one();
+            shared.inbox.bell.notify_one();
         }
     }
 }
@@ -237,6 +245,15 @@ impl Doubter {
 pub(crate) struct Driver<S: Carrier> {
     connection: Connection<Tap<S>, Bytes>,
     shared: Arc<Shared>,
+    orphans: Orphans,
+    /// The window of the connection as it is set.
+    window: u32,
+}
+
+impl<S: Carrier> Drop for Driver<S> {
+    fn drop(&mut self) {
+        self.shared.inbox.close();
+    }
 }
 
 /// Writes the preface and our SETTINGS (RFC 9113 §3.4). Until the peer's SETTINGS arrive it may
@@ -249,7 +266,11 @@ pub(crate) async fn connect<S: Carrier + 'static>(
 ) -> Result<(Http2, Driver<S>), Error> {
     let streams = stream_limit.unwrap_or(STREAMS_BEFORE_SETTINGS);
     let slots = Arc::new(StreamSlots::new(streams));
-    let (tap, state) = Tap::new(io, slots.clone());
+    let ledger = Arc::new(Ledger::new(
+        options.stream_window,
+        options.connection_window,
+    ));
+    let (tap, state) = Tap::new(io, slots.clone(), ledger.clone());
     let (send, connection) = Builder::new()
         .enable_push(false)
         .initial_max_send_streams(streams as usize)
@@ -258,7 +279,7 @@ pub(crate) async fn connect<S: Carrier + 'static>(
         .max_header_list_size(MAX_HEADER_LIST)
         .max_concurrent_reset_streams(REMEMBERED_RESETS)
         .reset_stream_duration(RESET_MEMORY)
-        .max_local_error_reset_streams(Some(MAX_LOCAL_RESETS))
+        .max_local_error_reset_streams(Some(MAX_LATE_FRAMES as usize))
         .data_frame_budget(DATA_FRAME_BUDGET)
         .max_send_buffer_size(SEND_BUFFER)
         .handshake(tap)
@@ -271,7 +292,8 @@ pub(crate) async fn connect<S: Carrier + 'static>(
     let shared = Arc::new(Shared {
         slots,
         tap: state,
-        wake: Notify::new(),
+        ledger,
+        inbox: Inbox::default(),
         kill: AtomicBool::new(false),
         doubted: AtomicBool::new(false),
         late: AtomicBool::new(false),
@@ -280,7 +302,13 @@ pub(crate) async fn connect<S: Carrier + 'static>(
         send,
         shared: shared.clone(),
     };
-    Ok((handle, Driver { connection, shared }))
+    let driver = Driver {
+        connection,
+        shared,
+        orphans: Orphans::default(),
+        window: options.connection_window,
+    };
+    Ok((handle, driver))
 }
 
 impl<S: Carrier> Driver<S> {
@@ -291,7 +319,7 @@ impl<S: Carrier> Driver<S> {
         while !shared.tap.is_open() {
             // A request that has the connection and is not polled must not hold up those who wait for
             // the peer's first word.
-            if timeout(FIRST_REQUEST, shared.wake.notified())
+            if timeout(FIRST_REQUEST, shared.inbox.bell.notified())
                 .await
                 .is_err()
             {
@@ -301,7 +329,7 @@ impl<S: Carrier> Driver<S> {
         let mut seen = Seen::default();
         let mut pulse = Pulse::new(&mut self.connection, patience);
         let mut alarm = pin!(sleep_until(settings_until.into()));
-        let mut killed = pin!(shared.wake.notified());
+        let mut killed = pin!(shared.inbox.bell.notified());
         let result = std::future::poll_fn(|cx| {
             if shared.kill.load(Ordering::Acquire) {
                 return Poll::Ready(Err(CloseReason::PoolClosed));
@@ -310,15 +338,17 @@ impl<S: Carrier> Driver<S> {
                 if shared.kill.load(Ordering::Acquire) {
                     return Poll::Ready(Err(CloseReason::PoolClosed));
                 }
-                killed.set(shared.wake.notified());
+                killed.set(shared.inbox.bell.notified());
             }
             // Before h2 is polled, so that a PING leaves in one write with the request that it is for.
             pulse.ask(&shared, watch);
             let polled = Pin::new(&mut self.connection).poll(cx);
+            self.cut_off();
             self.tell(&mut seen, watch);
             if let Poll::Ready(result) = polled {
                 return Poll::Ready(Ok(result));
             }
+            self.tend(cx, &mut seen, watch);
             pulse.listen(cx, &shared, watch);
             if !seen.settings {
                 return match alarm.as_mut().poll(cx) {
@@ -337,6 +367,41 @@ impl<S: Carrier> Driver<S> {
             Ok(_) if shared.tap.goaway().is_some() => CloseReason::GoAway,
             Ok(Err(e)) if e.is_go_away() && e.is_library() => CloseReason::Failed,
             Ok(_) => CloseReason::TransportLost,
+        }
+    }
+
+    /// Cuts off who has left too much unread, and lets the connection's window grow by what the others have.
+    fn cut_off(&mut self) {
+        let ledger = &self.shared.ledger;
+        while ledger.is_over() {
+            let cut = ledger.enter().unread.cut();
+            if let Some(stream) = cut {
+                stream.cut();
+            }
+        }
+        let window = ledger.window();
+        if window != self.window {
+            self.window = window;
+            self.connection.set_target_window_size(window);
+        }
+    }
+
+    /// Sees to streams whose requests are gone.
+    fn tend(&mut self, cx: &mut Context<'_>, seen: &mut Seen, watch: &impl Watch) {
+        let shared = &self.shared;
+        self.orphans.tend(cx, &shared.inbox, &shared.ledger);
+        let is_worn = shared.tap.is_worn() || self.orphans.len() >= MANY_ORPHANS;
+        if is_worn && !seen.worn {
+            seen.worn = true;
+            watch.worn();
+        }
+        let slots = &shared.slots;
+        if self.orphans.len() > 0
+            && slots.is_retired()
+            && slots.in_use() as usize <= self.orphans.len()
+        {
+            // Nobody else is on it: its end needs no patience.
+            self.orphans.release_all(&shared.ledger);
         }
     }
 
@@ -373,6 +438,7 @@ struct Seen {
     /// And how often the peer had set it by then.
     limit: Option<(u32, u32)>,
     goaway: bool,
+    worn: bool,
 }
 
 fn trust(shared: &Shared, watch: &impl Watch) {

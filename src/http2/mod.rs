@@ -3,18 +3,28 @@
 //! One task per connection polls it ([`Driver`]) and nothing else is spawned: requests call h2 from
 //! the caller's own future and wake that task. Below h2 the tap reads frame headers as they pass
 //! and stamps; beside it we count streams ourselves, because h2 queues silently above the peer's
-//! limit.
+//! limit, and what is left unread, because h2 bounds it per connection and not per stream.
 
+mod abandoned;
 mod driver;
 mod exchange;
+mod fail;
 mod health;
+mod hold;
+mod ledger;
+mod resets;
+mod stream;
 mod streams;
 mod tap;
+mod unread;
+mod upload;
 
 pub use driver::Http2Options;
 pub(crate) use driver::{Doubter, Driver, Http2, Killer, Patience, Watch, connect};
-pub(crate) use exchange::{RecvBody, ResponseHead, UNRESPONSIVE};
+pub(crate) use exchange::{Outgoing, RecvBody, ResponseHead};
 pub(crate) use streams::{Released, Taken};
 pub(crate) use tap::GoAway;
 #[cfg(any(test, fuzzing))]
 pub(crate) use tap::check_splits as check_tap;
+#[cfg(any(test, fuzzing))]
+pub(crate) use unread::check_operations as check_unread;

@@ -1,33 +1,40 @@
 //! Under h2: reads the 9-byte frame headers as they pass (RFC 9113 §4.1), stamps when a stream's
-//! HEADERS arrived, sees SETTINGS and GOAWAY, and takes out empty DATA frames.
+//! HEADERS arrived, sees SETTINGS and GOAWAY, enters in the ledger what is to be read, and takes out empty
+//! DATA frames.
 //!
 //! A smaller stream limit is applied here and not when h2 has told of it: h2 wakes the requests
 //! that the same read refused, and they would be refused again.
 //!
 //! The empty frames: h2 closes a connection at the 101st DATA frame of length 0 without END_STREAM
 //! that it ever received, a guard without a setting, while ordinary servers send one per relayed
-//! chunk. They carry nothing, so they are dropped before h2 counts them, unless they come as a
-//! flood.
+//! chunk. They carry nothing, so they are dropped before h2 counts them; a flood of them ends the
+//! connection with an error that says so.
+//!
+//! When too much is unread nothing more is read until the connection's task has cut somebody off.
 //!
 //! [`Scanner`] is the pure part.
 
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::clock::now;
+use crate::error::escape_peer_text;
 use crate::io::Carrier;
+use crate::sync::lock;
 
+use super::ledger::{Accounts, Ledger};
 use super::streams::StreamSlots;
 
 const HEADER: usize = 9;
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
+const RST_STREAM: u8 = 3;
 const SETTINGS: u8 = 4;
 const GOAWAY: u8 = 7;
 const CONTINUATION: u8 = 9;
@@ -37,9 +44,8 @@ const PADDED: u8 = 0x8;
 /// SETTINGS_MAX_CONCURRENT_STREAMS (RFC 9113 §6.5.2).
 const MAX_CONCURRENT_STREAMS: u16 = 3;
 
-/// Empty DATA frames in a row, with no other frame between, beyond which they are a flood: from
-/// then on h2 sees them and ends the connection.
-const EMPTY_FLOOD: u32 = 10_000;
+/// Text of a GOAWAY that is kept.
+const DEBUG_TEXT: usize = 128;
 
 /// A frame header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,15 +71,32 @@ impl FrameHeader {
     fn is_empty_data(&self) -> bool {
         self.kind == DATA && self.len == 0 && self.flags & (END_STREAM | PADDED) == 0
     }
+
+    fn ends_stream(&self) -> bool {
+        match self.kind {
+            DATA | HEADERS => self.flags & END_STREAM != 0,
+            RST_STREAM => true,
+            _ => false,
+        }
+    }
 }
 
 /// What the scanner saw.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Seen {
+pub(crate) enum Seen<'a> {
     Frame(FrameHeader),
+    /// What a DATA frame carries, without its padding; told once that is known.
+    Content {
+        frame: FrameHeader,
+        bytes: u32,
+    },
+    /// An empty DATA frame was taken out.
+    Filtered,
     /// A SETTINGS frame says how many streams may be open.
     StreamLimit(u32),
     GoAway(GoAway),
+    /// A piece of the text behind it.
+    GoAwayText(&'a [u8]),
 }
 
 /// What a GOAWAY frame says (RFC 9113 §6.8).
@@ -114,30 +137,46 @@ struct Item {
 
 #[derive(Clone, Copy, Debug)]
 enum ItemKind {
+    /// The length of the padding (RFC 9113 §6.1).
+    Padding(FrameHeader),
     Setting,
     GoAway,
+    GoAwayText,
+}
+
+impl ItemKind {
+    fn len(self) -> usize {
+        match self {
+            Self::Padding(_) => 1,
+            Self::Setting => 6,
+            Self::GoAway => 8,
+            Self::GoAwayText => 0,
+        }
+    }
 }
 
 impl Item {
     fn of(header: FrameHeader) -> Option<Self> {
         let kind = match header.kind {
+            DATA if header.flags & PADDED != 0 => ItemKind::Padding(header),
             SETTINGS if header.flags & ACK == 0 => ItemKind::Setting,
             GOAWAY => ItemKind::GoAway,
             _ => return None,
         };
-        Some(Self {
+        Some(Self::new(kind))
+    }
+
+    fn new(kind: ItemKind) -> Self {
+        Self {
             kind,
             bytes: [0; 8],
             have: 0,
-        })
+        }
     }
 
     /// Takes bytes off the front of `payload` until the item is whole.
     fn fill(&mut self, payload: &mut &[u8]) -> bool {
-        let len = match self.kind {
-            ItemKind::Setting => 6,
-            ItemKind::GoAway => 8,
-        };
+        let len = self.kind.len();
         let n = payload.len().min(len - self.have);
         let (head, rest) = payload.split_at(n);
         self.bytes[self.have..self.have + n].copy_from_slice(head);
@@ -158,7 +197,6 @@ pub(crate) struct Scanner {
     given: usize,
     payload_left: u32,
     item: Option<Item>,
-    empty_in_a_row: u32,
 }
 
 impl Scanner {
@@ -174,7 +212,7 @@ impl Scanner {
 
     /// Scans `bytes`, of which the first `held` are those held back before. Compacts what stays
     /// to the front and returns its length.
-    fn scan(&mut self, bytes: &mut [u8], held: usize, mut seen: impl FnMut(Seen)) -> usize {
+    fn scan(&mut self, bytes: &mut [u8], held: usize, mut seen: impl FnMut(Seen<'_>)) -> usize {
         let len = bytes.len();
         let mut read = held;
         let mut write = held;
@@ -203,29 +241,35 @@ impl Scanner {
             }
             let header = FrameHeader::parse(&self.head);
             seen(Seen::Frame(header));
-            if header.is_empty_data() {
-                self.empty_in_a_row += 1;
-                if self.given == 0 && self.empty_in_a_row <= EMPTY_FLOOD {
-                    write -= HEADER;
-                }
-            } else {
-                self.empty_in_a_row = 0;
+            self.item = Item::of(header);
+            if header.is_empty_data() && self.given == 0 {
+                write -= HEADER;
+                seen(Seen::Filtered);
+            } else if header.kind == DATA && self.item.is_none() {
+                seen(Seen::Content {
+                    frame: header,
+                    bytes: header.len,
+                });
             }
             self.payload_left = header.len;
-            self.item = Item::of(header);
             self.have = 0;
             self.given = 0;
         }
         write - self.held().len()
     }
 
-    fn capture(&mut self, mut payload: &[u8], seen: &mut impl FnMut(Seen)) {
+    fn capture(&mut self, mut payload: &[u8], seen: &mut impl FnMut(Seen<'_>)) {
         while let Some(item) = &mut self.item {
             if !item.fill(&mut payload) {
                 return;
             }
             let [a, b, c, d, e, f, g, h] = item.bytes;
             match item.kind {
+                ItemKind::Padding(frame) => {
+                    let bytes = frame.len.saturating_sub(1 + u32::from(a));
+                    seen(Seen::Content { frame, bytes });
+                    self.item = None;
+                }
                 ItemKind::Setting => {
                     if u16::from_be_bytes([a, b]) == MAX_CONCURRENT_STREAMS {
                         seen(Seen::StreamLimit(u32::from_be_bytes([c, d, e, f])));
@@ -237,12 +281,74 @@ impl Scanner {
                         last_stream: u32::from_be_bytes([a, b, c, d]) & 0x7fff_ffff,
                         code: u32::from_be_bytes([e, f, g, h]),
                     }));
-                    self.item = None;
+                    *item = Item::new(ItemKind::GoAwayText);
+                }
+                ItemKind::GoAwayText => {
+                    if !payload.is_empty() {
+                        seen(Seen::GoAwayText(payload));
+                    }
+                    return;
                 }
             }
         }
     }
 }
+
+/// Empty DATA frames: as many as come with content or heads, else [`BURST`](Self::BURST) and
+/// [`PER_MILLI`](Self::PER_MILLI) a millisecond. Pure.
+#[derive(Debug, Default)]
+struct EmptyFrames {
+    level: u64,
+    at: u64,
+}
+
+impl EmptyFrames {
+    const BURST: u64 = 10_000;
+    const PER_MILLI: u64 = 1;
+    const NANOS_PER_MILLI: u64 = 1_000_000;
+
+    /// One came, at so many nanoseconds. Whether they are a flood.
+    fn came(&mut self, at: u64) -> bool {
+        let passed = at.saturating_sub(self.at) / Self::NANOS_PER_MILLI;
+        if passed > 0 {
+            self.level = self.level.saturating_sub(passed * Self::PER_MILLI);
+            self.at = at;
+        }
+        self.level += 1;
+        self.level > Self::BURST
+    }
+
+    fn forget(&mut self) {
+        self.level = 0;
+    }
+}
+
+/// What a connection that is worn out has too much of: h2 counts these in the life of a connection, and
+/// ends it when there are too many.
+#[derive(Debug, Default)]
+struct Wear {
+    /// Frames on streams that are gone.
+    late: u32,
+    /// DATA frames without content that h2 saw.
+    empty: u32,
+    highest_stream: u32,
+}
+
+impl Wear {
+    /// Half of what h2 takes.
+    const LATE: u32 = MAX_LATE_FRAMES / 2;
+    /// Of 100, which cannot be changed.
+    const EMPTY: u32 = 80;
+    /// Of 2^31 - 1 (RFC 9113 §5.1.1).
+    const STREAM: u32 = (1 << 31) - (1 << 20);
+
+    fn is_worn(&self) -> bool {
+        self.late >= Self::LATE || self.empty >= Self::EMPTY || self.highest_stream >= Self::STREAM
+    }
+}
+
+/// Frames that come late, on streams that h2 has forgotten, in the life of a connection: beyond, h2 ends it.
+pub(super) const MAX_LATE_FRAMES: u32 = 100_000;
 
 /// Streams whose arrival is remembered until their requests have looked: HEADERS wait here from
 /// the read that brought them to the poll of their request, microseconds as a rule.
@@ -280,14 +386,22 @@ pub(crate) struct TapState {
     goaway: AtomicBool,
     goaway_last_stream: AtomicU32,
     goaway_code: AtomicU32,
+    goaway_text: Mutex<Vec<u8>>,
     open: AtomicBool,
+    is_worn: AtomicBool,
+    is_flooded: AtomicBool,
     slots: Arc<StreamSlots>,
+    pub(super) ledger: Arc<Ledger>,
 }
 
 impl TapState {
-    fn new(slots: Arc<StreamSlots>) -> Self {
+    fn new(slots: Arc<StreamSlots>, ledger: Arc<Ledger>) -> Self {
         Self {
             slots,
+            ledger,
+            goaway_text: Mutex::default(),
+            is_worn: AtomicBool::new(false),
+            is_flooded: AtomicBool::new(false),
             base: now(),
             stamps: (0..STAMPS).map(|_| Stamp::default()).collect(),
             last_read: AtomicU64::new(0),
@@ -345,6 +459,21 @@ impl TapState {
         })
     }
 
+    /// The beginning of the text that came with it, made safe to print; empty if there was none.
+    pub(crate) fn goaway_text(&self) -> String {
+        escape_peer_text(&lock(&self.goaway_text))
+    }
+
+    /// h2 would end the connection before long.
+    pub(crate) fn is_worn(&self) -> bool {
+        self.is_worn.load(Ordering::Relaxed)
+    }
+
+    /// The peer sent so many empty DATA frames that the connection was ended.
+    pub(super) fn is_flooded(&self) -> bool {
+        self.is_flooded.load(Ordering::Acquire)
+    }
+
     /// The last read that brought anything, or the beginning.
     pub(crate) fn heard(&self) -> Instant {
         self.base + Duration::from_nanos(self.last_read.load(Ordering::Relaxed))
@@ -378,7 +507,7 @@ impl TapState {
         &self.stamps[(stream >> 1) as usize % STAMPS]
     }
 
-    fn see(&self, seen: Seen, at: u64) {
+    fn see(&self, seen: Seen<'_>, at: u64) {
         match seen {
             Seen::Frame(FrameHeader {
                 kind: HEADERS,
@@ -428,7 +557,12 @@ impl TapState {
             }) if flags & ACK == 0 => {
                 self.settings_seen.store(true, Ordering::Release);
             }
-            Seen::Frame(_) => {}
+            Seen::Frame(_) | Seen::Content { .. } | Seen::Filtered => {}
+            Seen::GoAwayText(piece) => {
+                let mut text = lock(&self.goaway_text);
+                let n = piece.len().min(DEBUG_TEXT + 1 - text.len());
+                text.extend_from_slice(&piece[..n]);
+            }
             Seen::StreamLimit(limit) => {
                 self.slots.lower_limit(limit);
                 self.limits_seen.fetch_add(1, Ordering::Relaxed);
@@ -437,6 +571,7 @@ impl TapState {
                 let order = Ordering::Relaxed;
                 self.goaway_last_stream.store(last_stream, order);
                 self.goaway_code.store(code, order);
+                lock(&self.goaway_text).clear();
                 self.goaway.store(true, Ordering::Release);
             }
         }
@@ -452,20 +587,62 @@ pub(crate) struct Tap<S> {
     uncorked: bool,
     /// The last write found no room.
     is_blocked: bool,
+    empty: EmptyFrames,
+    wear: Wear,
 }
 
 impl<S: Carrier> Tap<S> {
-    pub(crate) fn new(io: S, slots: Arc<StreamSlots>) -> (Self, Arc<TapState>) {
-        let state = Arc::new(TapState::new(slots));
+    pub(crate) fn new(
+        io: S,
+        slots: Arc<StreamSlots>,
+        ledger: Arc<Ledger>,
+    ) -> (Self, Arc<TapState>) {
+        let state = Arc::new(TapState::new(slots, ledger));
         let tap = Self {
             io,
             scanner: Scanner::default(),
             state: state.clone(),
             uncorked: false,
             is_blocked: false,
+            empty: EmptyFrames::default(),
+            wear: Wear::default(),
         };
         (tap, state)
     }
+}
+
+/// Enters what a frame means for the books of its stream. Whether empty frames are a flood now.
+fn enter(
+    accounts: &mut Accounts,
+    wear: &mut Wear,
+    empty: &mut EmptyFrames,
+    seen: Seen<'_>,
+    at: u64,
+) -> bool {
+    match seen {
+        Seen::Frame(frame) if matches!(frame.kind, DATA | HEADERS | RST_STREAM) => {
+            if frame.kind == HEADERS {
+                empty.forget();
+                wear.highest_stream = wear.highest_stream.max(frame.stream);
+                wear.late += u32::from(!accounts.unread.received(frame.stream, 0));
+            }
+            if frame.ends_stream() {
+                accounts.unread.ended(frame.stream);
+            }
+        }
+        Seen::Content { frame, bytes } => {
+            if bytes > 0 {
+                empty.forget();
+            } else if !frame.ends_stream() {
+                wear.empty += 1;
+            }
+            let is_known = accounts.unread.received(frame.stream, u64::from(bytes));
+            wear.late += u32::from(!is_known);
+        }
+        Seen::Filtered => return empty.came(at),
+        _ => {}
+    }
+    false
 }
 
 impl<S> Tap<S> {
@@ -495,6 +672,11 @@ impl<S: Carrier> AsyncRead for Tap<S> {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        if this.state.ledger.is_over() {
+            // The task that polls us cuts somebody off first.
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         loop {
             let start = buf.filled().len();
             let held = this.scanner.held().len();
@@ -523,7 +705,20 @@ impl<S: Carrier> AsyncRead for Tap<S> {
             this.state.last_read.store(at, Ordering::Relaxed);
             let state = &this.state;
             let bytes = &mut buf.filled_mut()[start..];
-            let kept = this.scanner.scan(bytes, held, |seen| state.see(seen, at));
+            let mut is_flood = false;
+            let mut accounts = state.ledger.enter();
+            let kept = this.scanner.scan(bytes, held, |seen| {
+                is_flood |= enter(&mut accounts, &mut this.wear, &mut this.empty, seen, at);
+                state.see(seen, at);
+            });
+            drop(accounts);
+            if is_flood {
+                state.is_flooded.store(true, Ordering::Release);
+                return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
+            }
+            if this.wear.is_worn() {
+                state.is_worn.store(true, Ordering::Relaxed);
+            }
             buf.set_filled(start + kept);
             if kept > 0 {
                 return Poll::Ready(Ok(()));
@@ -581,12 +776,14 @@ pub(crate) fn check_splits(input: &[u8], piece: usize) {
     let piece = piece.max(1);
     let mut scanner = Scanner::default();
     let mut out = Vec::new();
-    let mut frames = Vec::new();
+    let mut seen_frames = 0;
     for part in input.chunks(piece) {
         let held = scanner.held().to_vec();
         let mut bytes = held.clone();
         bytes.extend_from_slice(part);
-        let kept = scanner.scan(&mut bytes, held.len(), |seen| frames.push(seen));
+        let kept = scanner.scan(&mut bytes, held.len(), |seen| {
+            seen_frames += usize::from(matches!(seen, Seen::Frame(_)));
+        });
         out.extend_from_slice(&bytes[..kept]);
     }
     out.extend_from_slice(scanner.held());
@@ -594,12 +791,10 @@ pub(crate) fn check_splits(input: &[u8], piece: usize) {
     let mut expected = Vec::new();
     let mut expected_frames = 0;
     let mut rest = input;
-    let mut empty = 0;
     while let Some((head, after)) = rest.split_first_chunk::<HEADER>() {
         let header = FrameHeader::parse(head);
         expected_frames += 1;
-        empty = if header.is_empty_data() { empty + 1 } else { 0 };
-        if !header.is_empty_data() || empty > EMPTY_FLOOD {
+        if !header.is_empty_data() {
             expected.extend_from_slice(head);
         }
         let n = (header.len as usize).min(after.len());
@@ -608,16 +803,12 @@ pub(crate) fn check_splits(input: &[u8], piece: usize) {
     }
     expected.extend_from_slice(rest);
     assert_eq!(out, expected);
-    let seen_frames = frames
-        .iter()
-        .filter(|s| matches!(s, Seen::Frame(_)))
-        .count();
     assert_eq!(seen_frames, expected_frames);
 }
 
 #[cfg(test)]
 mod tests {
-    // layering: uses io and clock, which are below.
+    // layering: uses ledger and streams beside it; io and clock are below.
     use super::*;
 
     fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
@@ -645,13 +836,18 @@ mod tests {
         for piece in 1..=bytes.len() {
             check_splits(&bytes, piece);
         }
-        let mut seen = Vec::new();
-        Scanner::default().scan(&mut bytes.clone(), 0, |s| seen.push(s));
+        let mut goaways = Vec::new();
+        let mut text = Vec::new();
+        Scanner::default().scan(&mut bytes.clone(), 0, |seen| match seen {
+            Seen::GoAway(goaway) => goaways.push(goaway),
+            Seen::GoAwayText(piece) => text.extend_from_slice(piece),
+            _ => {}
+        });
         let goaway = GoAway {
             last_stream: 5,
             code: 11,
         };
-        assert!(seen.contains(&Seen::GoAway(goaway)));
+        assert_eq!((&goaways[..], &text[..]), (&[goaway][..], &b"d"[..]));
         assert!(goaway.asks_for_calm() && !goaway.is_graceful());
         assert_eq!(goaway.requests(), Some(3));
         let announced = GoAway {
@@ -671,7 +867,7 @@ mod tests {
         );
         for piece in 1..=settings.len() {
             let slots = Arc::new(StreamSlots::new(6));
-            let state = TapState::new(slots.clone());
+            let state = TapState::new(slots.clone(), ledger());
             let mut scanner = Scanner::default();
             for part in settings.chunks(piece) {
                 let held = scanner.held().to_vec();
@@ -684,16 +880,84 @@ mod tests {
     }
 
     #[test]
-    fn flood_of_empty_frames_is_shown_to_h2_in_the_end() {
-        let flood = frame(DATA, 0, 1, &[]).repeat(EMPTY_FLOOD as usize + 3);
-        let mut scanner = Scanner::default();
-        let kept = scanner.scan(&mut flood.clone(), 0, |_| {});
-        assert_eq!(kept, 3 * HEADER);
+    fn empty_frames_are_a_flood_only_beyond_their_rate_and_without_content() {
+        let mut empty = EmptyFrames::default();
+        let milli = EmptyFrames::NANOS_PER_MILLI;
+        assert!(
+            !(0..100_000).any(|n| empty.came(n * milli)),
+            "one a millisecond"
+        );
+        assert!((0..EmptyFrames::BURST + 2).any(|_| empty.came(100_000 * milli)));
+        empty.forget();
+        assert!(!empty.came(100_000 * milli));
+    }
+
+    #[test]
+    fn content_is_told_without_padding_however_it_is_split() {
+        let bytes = [
+            frame(DATA, 0, 1, b"data"),
+            frame(DATA, PADDED, 3, &[2, b'x', b'y', b'z', 0, 0]),
+            frame(DATA, PADDED, 5, &[0]),
+        ]
+        .concat();
+        for piece in 1..=bytes.len() {
+            let mut scanner = Scanner::default();
+            let mut content = Vec::new();
+            for part in bytes.chunks(piece) {
+                let held = scanner.held().to_vec();
+                let mut bytes = [&held, part].concat();
+                scanner.scan(&mut bytes, held.len(), |seen| {
+                    if let Seen::Content { frame, bytes } = seen {
+                        content.push((frame.stream, bytes));
+                    }
+                });
+            }
+            assert_eq!(content, [(1, 4), (3, 3), (5, 0)]);
+        }
+    }
+
+    #[test]
+    fn connection_is_worn_before_h2_ends_it() {
+        let (ledger, mut wear) = (ledger(), Wear::default());
+        let mut accounts = ledger.enter();
+        let mut empty = EmptyFrames::default();
+        let header = |kind, stream| FrameHeader {
+            len: 1,
+            kind,
+            flags: PADDED,
+            stream,
+        };
+        let content = |bytes| Seen::Content {
+            frame: header(DATA, 1),
+            bytes,
+        };
+        for _ in 1..Wear::EMPTY {
+            enter(&mut accounts, &mut wear, &mut empty, content(0), 0);
+        }
+        assert!(!wear.is_worn());
+        enter(&mut accounts, &mut wear, &mut empty, content(0), 0);
+        assert!(wear.is_worn());
+
+        let mut wear = Wear::default();
+        for _ in 0..Wear::LATE {
+            assert!(!wear.is_worn());
+            enter(&mut accounts, &mut wear, &mut empty, content(7), 0);
+        }
+        assert!(wear.is_worn());
+
+        let mut wear = Wear::default();
+        let last = Seen::Frame(header(HEADERS, Wear::STREAM + 1));
+        enter(&mut accounts, &mut wear, &mut empty, last, 0);
+        assert!(wear.is_worn());
+    }
+
+    fn ledger() -> Arc<Ledger> {
+        Arc::new(Ledger::new(1 << 21, 1 << 24))
     }
 
     #[test]
     fn stamp_is_that_of_the_final_head_even_after_informational_ones() {
-        let state = TapState::new(Arc::new(StreamSlots::new(100)));
+        let state = TapState::new(Arc::new(StreamSlots::new(100)), ledger());
         let headers = |stream| {
             Seen::Frame(FrameHeader {
                 len: 1,

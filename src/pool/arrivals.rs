@@ -546,4 +546,11 @@ impl Watch for Watching {
             self.host.drive();
         }
     }
+
+    fn worn(&self) {
+        if let Some(conn) = self.conn.upgrade() {
+            let host = &self.host;
+            host.renew(conn.info.id(), &conn.tenure, CloseReason::WornOut);
+        }
+    }
 }

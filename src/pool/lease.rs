@@ -295,7 +295,7 @@ pub(crate) enum Lease {
 impl Lease {
     /// It is an HTTP/2 connection whose peer has not told its limits yet.
     pub(crate) fn is_unsettled(&self) -> bool {
-        matches!(self, Self::H2(lease) if !lease.handle.has_settings())
+        matches!(self, Self::H2(lease) if !lease.conn.handle.has_settings())
     }
 
     /// Whom to tell that the request on it got no answer in time.
@@ -408,7 +408,8 @@ impl Drop for UpgradedLease {
 /// A stream slot of an HTTP/2 connection.
 pub(crate) struct H2Lease {
     conn: Arc<H2Conn>,
-    pub(crate) handle: Http2,
+    /// `None` once a request is sent with it.
+    handle: Option<Http2>,
     home: Arc<dyn Home>,
 }
 
@@ -422,19 +423,20 @@ impl H2Lease {
     /// The slot must have been taken.
     pub(crate) fn new(conn: Arc<H2Conn>, home: Arc<dyn Home>) -> Self {
         Self {
-            handle: conn.handle.clone(),
+            handle: Some(conn.handle.clone()),
             conn,
             home,
         }
     }
+
+    /// What the request is sent with. The lease goes with it.
+    pub(crate) fn take_handle(&mut self) -> Http2 {
+        let handle = self.handle.take();
+        handle.unwrap_or_else(|| self.conn.handle.clone())
+    }
 }
 
 impl H2Lease {
-    /// Its peer owes an answer to a PING for too long.
-    pub(crate) fn is_late(&self) -> bool {
-        self.conn.handle.is_late()
-    }
-
     /// Tells that its peer let too much time pass.
     pub(crate) fn doubt(&self) {
         self.conn.handle.doubter().doubt();
@@ -448,7 +450,7 @@ impl H2Lease {
 impl Drop for H2Lease {
     fn drop(&mut self) {
         // A first lease that sent nothing must not hold the handshake's end back for ever.
-        self.handle.open();
+        self.conn.handle.open();
         let left = self.conn.handle.slots().release();
         self.home.clone().released(&self.conn, left);
     }

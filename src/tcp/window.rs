@@ -11,6 +11,11 @@ impl AttendUpload for SocketWatch {
         let window = ClosedWindow::watch(self)?;
         Some(Box::pin(window.keep_looking()))
     }
+
+    fn acknowledged(&self) -> Option<u64> {
+        // Our SYN counts as one byte.
+        Some(self.info()?.bytes_acked?.saturating_sub(1))
+    }
 }
 
 /// Switches a socket's user timeout off while its peer's window is closed, and on again after.

@@ -1,0 +1,80 @@
+//! A request's hold on its stream, and what becomes of the stream when the request lets go.
+
+use std::sync::Arc;
+
+use crate::clock::now;
+
+use super::abandoned::Orphan;
+use super::driver::Shared;
+use super::stream::Stream;
+
+/// Held from the moment when the request was given to h2. `L` is its slot under the peer's limit, given
+/// back when the stream is over: if it has to be reset, after that.
+#[derive(Debug)]
+pub(super) struct Hold<L: Send + 'static> {
+    pub(super) stream: Arc<Stream>,
+    pub(super) shared: Arc<Shared>,
+    /// All of the request has been handed over.
+    pub(super) is_sent: bool,
+    // `None` only while it is being dropped.
+    lease: Option<L>,
+}
+
+impl<L: Send + 'static> Hold<L> {
+    pub(super) fn new(stream: Stream, shared: Arc<Shared>, lease: L) -> Self {
+        let stream = Arc::new(stream);
+        let reader = stream.clone();
+        let mut accounts = shared.ledger.enter();
+        accounts.unread.open(stream.id(), reader, now());
+        drop(accounts);
+        Self {
+            stream,
+            shared,
+            is_sent: false,
+            lease: Some(lease),
+        }
+    }
+
+    pub(super) fn lease(&self) -> &L {
+        self.lease.as_ref().expect("taken only when dropped")
+    }
+
+    /// The content of a frame was handed to the caller.
+    pub(super) fn taken(&self, bytes: usize) {
+        if bytes > 0 {
+            let mut accounts = self.shared.ledger.enter();
+            accounts.unread.taken(self.stream.id(), bytes as u64, now());
+        }
+    }
+}
+
+impl<L: Send + 'static> Drop for Hold<L> {
+    fn drop(&mut self) {
+        let id = self.stream.id();
+        let parts = self.stream.take();
+        let is_over = {
+            let mut accounts = self.shared.ledger.enter();
+            let is_ended = accounts.unread.abandoned(id);
+            let is_over =
+                (is_ended && self.is_sent) || parts.is_none() || accounts.resets.pay(now()).is_ok();
+            if is_over {
+                accounts.unread.closed(id);
+            }
+            is_over
+        };
+        // The stream ends before its slot is given back.
+        let lease = self.lease.take();
+        match (parts, lease) {
+            (Some(parts), Some(lease)) if !is_over => self.shared.inbox.leave(Orphan {
+                id,
+                parts,
+                is_sent: self.is_sent,
+                _lease: Box::new(lease),
+            }),
+            (parts, lease) => {
+                drop(parts);
+                drop(lease);
+            }
+        }
+    }
+}
