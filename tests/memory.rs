@@ -1,16 +1,14 @@
 //! 100,000 origins touched once leave no entry, no timer, no task and no memory behind. A test alone in its process, so
 //! that what is allocated is its own.
-#![allow(unsafe_code, reason = "a counting allocator")]
 
 mod common;
 mod support;
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use common::eventually;
 use firstbyte::{ConnectionPool, Limits};
+use support::counting::{Counting, allocated};
 use support::sim::Sim;
 use tokio::runtime::Handle;
 use tokio::time::sleep;
@@ -19,32 +17,8 @@ fn millis(n: u64) -> Duration {
     Duration::from_millis(n)
 }
 
-/// Counts the bytes that are allocated: what the system gives back and when is the allocator's own matter.
-struct Counting;
-
-static ALLOCATED: AtomicUsize = AtomicUsize::new(0);
-
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
-
-// SAFETY: every call goes to the system's allocator as it is.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATED.fetch_add(layout.size(), Ordering::Relaxed);
-        // SAFETY: the caller's promises are passed on.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
-        ALLOCATED.fetch_sub(layout.size(), Ordering::Relaxed);
-        // SAFETY: the caller's promises are passed on.
-        unsafe { System.dealloc(at, layout) }
-    }
-}
-
-fn allocated() -> usize {
-    ALLOCATED.load(Ordering::Relaxed)
-}
 
 #[tokio::test(start_paused = true)]
 async fn hundred_thousand_origins_touched_once_leave_nothing_behind() {

@@ -20,6 +20,7 @@
 // Each test binary includes this module whole and uses a part of it.
 #![allow(dead_code, unreachable_pub, missing_docs)]
 
+pub mod counting;
 pub mod dns;
 pub mod gate;
 pub mod h1_peer;
