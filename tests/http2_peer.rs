@@ -4,12 +4,14 @@ mod common;
 mod support;
 
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use common::{eventually, in_time, join_all};
 use firstbyte::{
     Client, ConnectionPool, ConnectionUse, ErrorKind, Phase, Protocols, ReplaySafety, RetryPolicy,
 };
-use support::h2_peer::{Frame, H2Conn, H2Peer};
+use support::h2_peer::{Frame, H2Conn, H2Peer, code};
 
 const OK: &[(&str, &str)] = &[(":status", "200")];
 const DATA: u8 = 0;
@@ -198,6 +200,127 @@ async fn head_beyond_the_bound_fails_its_stream_alone_and_says_so() {
         };
         let (text, ()) = tokio::join!(held, others);
         assert_eq!((&*text, peer.connections()), ("ok", 1));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn goaway_is_told_with_its_code_and_its_text_escaped_and_cut() {
+    in_time(async {
+        let peer = H2Peer::start(|mut conn, index| async move {
+            conn.handshake(&[]).await;
+            let head = conn.read_headers().await;
+            if index == 0 {
+                let text = format!("too_many\r\n\x1b[0mpings{}", "x".repeat(10_000));
+                conn.goaway(0, code::ENHANCE_YOUR_CALM, text).await;
+            } else {
+                conn.goaway(head.stream, code::INTERNAL_ERROR, "").await;
+            }
+        });
+        let (_pool, client) = client_of(&peer);
+        let error = client.get("/").send().await.unwrap_err().to_string();
+        assert!(error.contains("GOAWAY (ENHANCE_YOUR_CALM"), "{error}");
+        assert!(error.contains(r"too_many\r\n\x1b[0mpings"), "{error}");
+        assert!(error.len() < 400, "{error}");
+        let error = client.get("/").send().await.unwrap_err();
+        assert_eq!(error.replay_safety(), ReplaySafety::MaybeProcessed);
+        let text = error.to_string();
+        assert!(text.contains("GOAWAY (INTERNAL_ERROR)"), "{text}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn misdirected_request_on_a_shared_connection_is_sent_once_more_on_one_of_its_own() {
+    in_time(async {
+        for answers_everywhere in [false, true] {
+            let peer = H2Peer::start(move |mut conn, index| async move {
+                conn.handshake(&[]).await;
+                let mut requests = 0;
+                while let Some(head) = conn.read_kind(HEADERS).await {
+                    requests += 1;
+                    let is_misdirected = requests > 1 || answers_everywhere;
+                    let status = if index == 0 && !is_misdirected {
+                        "200"
+                    } else {
+                        "421"
+                    };
+                    let status = if index > 0 && !answers_everywhere {
+                        "200"
+                    } else {
+                        status
+                    };
+                    conn.headers(head.stream, &[(":status", status)], true)
+                        .await;
+                }
+            });
+            let (_pool, client) = client_of(&peer);
+            // Opened for this request: another one would be the same.
+            let first = client.get("/").send().await.unwrap();
+            assert_eq!(first.status(), if answers_everywhere { 421 } else { 200 });
+            assert_eq!(first.metrics().attempts, 1);
+            drop(first);
+            let second = client.post("/").body("again").send().await.unwrap();
+            assert_eq!(second.status(), if answers_everywhere { 421 } else { 200 });
+            assert_eq!(second.metrics().attempts, 2);
+            assert_eq!(peer.connections(), 2);
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn peer_that_requires_http1_gets_it_for_the_request_or_for_all() {
+    in_time(async {
+        for of_connection in [false, true] {
+            let pki = support::pki::Pki::new();
+            let identity = pki.server(&["localhost"]);
+            let http1 = Arc::new(AtomicUsize::new(0));
+            let counted = http1.clone();
+            let config = support::pki::server_config(&identity, &["h2", "http/1.1"]);
+            // Whatever it reads first tells which protocol it is.
+            let peer = H2Peer::start_tls_config(config, move |mut conn, _| {
+                let counted = counted.clone();
+                async move {
+                    if conn.handshake(&[]).await.is_none() {
+                        counted.fetch_add(1, Ordering::SeqCst);
+                        // What was read is the head of an HTTP/1.1 request.
+                        let answer = "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\
+                                      connection: close\r\n\r\n";
+                        conn.raw(answer).await;
+                        return conn.close().await;
+                    }
+                    while let Some(head) = conn.read_kind(HEADERS).await {
+                        if of_connection {
+                            conn.goaway(0, code::HTTP_1_1_REQUIRED, "").await;
+                        } else {
+                            conn.rst(head.stream, code::HTTP_1_1_REQUIRED).await;
+                        }
+                    }
+                }
+            });
+            let pool = ConnectionPool::builder()
+                .tls(
+                    firstbyte::tls::TlsOptions::new()
+                        .builtin_roots(false)
+                        .add_root(pki.ca_der()),
+                )
+                .build()
+                .unwrap();
+            let url = format!("https://localhost:{}", peer.port());
+            let client = pool.client_builder(&url).build().unwrap();
+            for n in 1..=3 {
+                let response = client.post("/").send().await.unwrap();
+                assert_eq!(response.version(), http::Version::HTTP_11);
+                let attempts = if of_connection && n > 1 { 1 } else { 2 };
+                assert_eq!(response.metrics().attempts, attempts, "{n}");
+            }
+            assert_eq!(http1.load(Ordering::SeqCst), 3);
+            let only = pool.client_builder(&url).protocols(Protocols::Http2);
+            let error = only.build().unwrap().get("/").send().await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Http1Required);
+            assert_eq!(error.replay_safety(), ReplaySafety::Unprocessed);
+        }
     })
     .await;
 }

@@ -21,6 +21,8 @@ pub(super) struct Upload {
     body: Body,
     /// Data that waits for window.
     pending: Bytes,
+    /// The length of the whole, if it is known, and what of it has not come from the body yet.
+    length: Option<u64>,
     left: Option<u64>,
     sent: u64,
     stage: Stage,
@@ -40,6 +42,7 @@ impl Upload {
         Self {
             body,
             pending: Bytes::new(),
+            length,
             left: length,
             sent: 0,
             stage: if length == Some(0) {
@@ -84,8 +87,7 @@ impl Upload {
 
     /// Bytes that the whole body has, if that is known.
     pub(super) fn total(&self) -> Option<u64> {
-        let pending = self.pending.len() as u64;
-        self.left.map(|left| self.sent + pending + left)
+        self.length
     }
 
     /// Sends what it can. An error is the caller's body's; a peer that wants no more is not.
