@@ -10,7 +10,10 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
+use http::{HeaderMap, HeaderName, header};
 use http_body::{Body as HttpBody, Frame, SizeHint};
+
+use crate::error::{Error, ErrorKind};
 
 type BoxError = Box<dyn StdError + Send + Sync>;
 type BoxBody = Pin<Box<dyn HttpBody<Data = Bytes, Error = BoxError> + Send>>;
@@ -124,6 +127,38 @@ impl Body {
     }
 }
 
+/// What a field in the trailers of a request would mean to somebody who merges them into the headers:
+/// framing, routing, authentication (RFC 9110 §6.5.1), or a connection (RFC 9113 §8.2.2).
+pub(crate) fn forbidden_trailer(trailers: &HeaderMap) -> Option<Error> {
+    const FORBIDDEN: [HeaderName; 17] = [
+        header::AUTHORIZATION,
+        header::CONNECTION,
+        header::CONTENT_ENCODING,
+        header::CONTENT_LENGTH,
+        header::CONTENT_RANGE,
+        header::CONTENT_TYPE,
+        header::COOKIE,
+        header::EXPECT,
+        header::HOST,
+        header::MAX_FORWARDS,
+        header::PROXY_AUTHORIZATION,
+        header::RANGE,
+        header::TE,
+        header::TRAILER,
+        header::TRANSFER_ENCODING,
+        header::UPGRADE,
+        header::CACHE_CONTROL,
+    ];
+    let others = ["keep-alive", "proxy-connection"];
+    let name = trailers
+        .keys()
+        .find(|name| FORBIDDEN.contains(name) || others.contains(&name.as_str()))?;
+    Some(Error::new(
+        ErrorKind::Body,
+        format!("header {name} cannot stand in trailers (RFC 9110 §6.5.1)"),
+    ))
+}
+
 impl Default for Body {
     fn default() -> Self {
         Self::empty()
@@ -199,7 +234,7 @@ where
 
 #[cfg(test)]
 mod tests {
-    // layering: uses this module alone.
+    // layering: uses this module and error, which is below.
     use super::*;
 
     #[test]

@@ -234,7 +234,7 @@ impl Error {
         self.change().timed_out |= source
             .downcast_ref::<std::io::Error>()
             .is_some_and(|e| e.kind() == std::io::ErrorKind::TimedOut);
-        self.change().source = Some(Arc::from(source));
+        self.change().source = Some(printable(source));
         self
     }
 
@@ -318,7 +318,7 @@ impl fmt::Debug for Error {
             .field("attempts", &inner.attempts)
             .field("on_reused_connection", &inner.on_reused_connection)
             .field("replay_safety", &inner.replay_safety)
-            .field("source", &inner.source)
+            .field("source", &inner.source.as_ref().map(ToString::to_string))
             .finish()
     }
 }
@@ -327,6 +327,34 @@ impl StdError for Error {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
         self.inner.source.as_deref().map(|s| s as &dyn StdError)
     }
+}
+
+/// A cause as it is, unless its text would fill a log or command a terminal: it may repeat what a peer said.
+fn printable(source: Box<dyn StdError + Send + Sync>) -> Arc<dyn StdError + Send + Sync> {
+    const LONGEST: usize = 400;
+    let mut texts = Vec::new();
+    let mut cause = Some(&*source as &dyn StdError);
+    while let Some(error) = cause {
+        texts.push(error.to_string());
+        cause = error.source();
+    }
+    let is_sound = |text: &String| text.len() <= LONGEST && !text.contains(char::is_control);
+    if texts.iter().all(is_sound) {
+        return Arc::from(source);
+    }
+    let mut text = String::new();
+    for c in texts.join(": ").chars() {
+        if text.len() >= LONGEST {
+            text.push_str("...");
+            break;
+        }
+        if c.is_control() {
+            text.extend(c.escape_default());
+        } else {
+            text.push(c);
+        }
+    }
+    Arc::from(Box::<dyn StdError + Send + Sync>::from(text))
 }
 
 /// Text chosen by a peer, made safe to print: control and non-ASCII bytes escaped, length capped.

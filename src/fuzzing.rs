@@ -5,7 +5,7 @@
 //! with mutated seeds.
 // layering: the door of the fuzz targets to every reader of bytes, whatever its layer.
 
-use crate::{dns, http_head, http1, http2, origin, pool};
+use crate::{client, dns, http_head, http1, http2, origin, pool};
 
 /// The head of an HTTP/1 response; the first two bytes are where it is split.
 pub fn h1_head(data: &[u8]) {
@@ -26,6 +26,16 @@ pub fn h2_tap(data: &[u8]) {
     if let Some((&piece, input)) = data.split_first() {
         http2::check_tap(input, usize::from(piece));
     }
+}
+
+/// What the readers of a connection leave unread, two bytes an operation.
+pub fn h2_unread(data: &[u8]) {
+    http2::check_unread(data);
+}
+
+/// Failures and answers of one request's attempts, two bytes each.
+pub fn retry_verdict(data: &[u8]) {
+    client::check_verdicts(data);
 }
 
 /// Operations on the cache of names, two bytes each.
@@ -66,7 +76,7 @@ mod tests {
     type Target = fn(&[u8]);
 
     /// Every target with the bytes that its format is made of.
-    const TARGETS: [(&str, Target, &[u8]); 6] = [
+    const TARGETS: [(&str, Target, &[u8]); 8] = [
         ("h1_head", h1_head, b"HTTP/1.10 2\r\n\t:aZ-\0;=\x80"),
         (
             "h1_chunked",
@@ -77,6 +87,16 @@ mod tests {
             "h2_tap",
             h2_tap,
             &[0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0x80, 0xff],
+        ),
+        (
+            "h2_unread",
+            h2_unread,
+            &[0, 1, 8, 9, 16, 17, 24, 25, 32, 33, 100, 255],
+        ),
+        (
+            "retry_verdict",
+            retry_verdict,
+            &[0, 1, 2, 5, 6, 10, 11, 12, 64, 65, 0x0f, 0x3f, 0x80],
         ),
         (
             "dns_cache",
@@ -217,6 +237,16 @@ mod tests {
     #[test]
     fn h2_tap_holds_over_random_input() {
         drive("h2_tap");
+    }
+
+    #[test]
+    fn h2_unread_holds_over_random_operations() {
+        drive("h2_unread");
+    }
+
+    #[test]
+    fn retry_verdict_holds_over_random_attempts() {
+        drive("retry_verdict");
     }
 
     #[test]

@@ -52,6 +52,18 @@ impl Transport {
         Self::Custom(Box::new(io))
     }
 
+    /// Reads what the kernel has, whatever the runtime has been told; `None` without a kernel.
+    pub(crate) fn read_now(&mut self, buf: &mut [u8]) -> Option<io::Result<usize>> {
+        let socket = match self {
+            Self::Tcp(tcp) => socket2::SockRef::from(&*tcp),
+            #[cfg(unix)]
+            Self::Unix(unix) => socket2::SockRef::from(&*unix),
+            Self::Custom(_) => return None,
+        };
+        // It does not block, so neither does this.
+        Some(io::Read::read(&mut &*socket, buf))
+    }
+
     /// The address of the other end, where the transport knows one.
     pub(crate) fn peer_addr(&self) -> Option<PeerAddr> {
         match self {
@@ -209,10 +221,21 @@ pub(crate) trait Carrier: AsyncRead + AsyncWrite + Send + Unpin {
     fn uncork(&mut self);
     /// Gives buffers back while the connection is idle.
     fn release_buffers(&mut self);
-    /// Reads are not expected to bring anything: no buffer is made for them until they do.
-    fn expect_nothing(&mut self, _is_so: bool) {}
+    /// What reads are expected to bring from now on.
+    fn expect(&mut self, _expected: Expected) {}
     /// Ready once every handshake below is over. Drives it.
     fn poll_established(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
+}
+
+/// What a read is expected to bring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Expected {
+    Something,
+    /// Nothing: no buffer is made for it until it does.
+    Nothing,
+    /// The same, and the kernel is asked and not the runtime, which knows of what has arrived only after
+    /// its next turn.
+    NothingNow,
 }
 
 /// What an exchange has moved so far, for whoever bounds it or tells of its failure.
@@ -275,7 +298,9 @@ pub(crate) struct Wire<T> {
     /// response that has arrived.
     write_error: Option<io::Error>,
     buffer: Option<Box<[u8]>>,
-    expects_nothing: bool,
+    expected: Expected,
+    /// The end, or the error, that was read ahead.
+    ended: Option<io::Result<()>>,
     start: usize,
     end: usize,
     last_read: Option<Instant>,
@@ -292,7 +317,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Wire<T> {
             out: Vec::new(),
             write_error: None,
             buffer: None,
-            expects_nothing: false,
+            expected: Expected::Something,
+            ended: None,
             start: 0,
             end: 0,
             last_read: None,
@@ -320,6 +346,43 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Wire<T> {
     /// Whether bytes that were written still wait to leave.
     pub(crate) fn has_unsent(&self) -> bool {
         !self.out.is_empty()
+    }
+
+    /// Lets `read` look for bytes that have arrived and of which nobody was told, for the next read to find.
+    pub(crate) fn read_ahead(
+        &mut self,
+        read: impl FnOnce(&mut T, &mut [u8]) -> Option<io::Result<usize>>,
+    ) {
+        if self.start < self.end {
+            return;
+        }
+        let mut scrap = [0; 64];
+        match read(&mut self.io, &mut scrap) {
+            None => {}
+            Some(Err(e)) if e.kind() == io::ErrorKind::WouldBlock => {}
+            Some(Err(e)) if e.kind() == io::ErrorKind::Interrupted => {}
+            Some(Err(e)) => self.ended = Some(Err(e)),
+            Some(Ok(0)) => self.ended = Some(Ok(())),
+            Some(Ok(n)) => {
+                self.filled(0, n);
+                self.buffer_mut()[..n].copy_from_slice(&scrap[..n]);
+            }
+        }
+    }
+
+    /// So much of the buffer has been read.
+    fn filled(&mut self, start: usize, end: usize) {
+        self.start = start;
+        self.end = end;
+        if end > start {
+            self.read += (end - start) as u64;
+            self.last_read = Some(clock::now());
+        }
+    }
+
+    fn buffer_mut(&mut self) -> &mut [u8] {
+        self.buffer
+            .get_or_insert_with(|| vec![0; READ_BUFFER].into_boxed_slice())
     }
 
     /// The transport below.
@@ -393,8 +456,8 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Carrier for Wire<T> {
         }
     }
 
-    fn expect_nothing(&mut self, is_so: bool) {
-        self.expects_nothing = is_so;
+    fn expect(&mut self, expected: Expected) {
+        self.expected = expected;
     }
 
     fn poll_established(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -434,23 +497,24 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncBufRead for Wire<T> {
         let this = self.get_mut();
         this.release_flight(cx);
         if this.start == this.end {
-            let make = || vec![0; READ_BUFFER].into_boxed_slice();
-            let mut scrap = [0; 64];
-            let is_scrap = this.expects_nothing && this.buffer.is_none();
-            let mut read = if is_scrap {
-                ReadBuf::new(&mut scrap)
+            if let Some(ended) = this.ended.take() {
+                return Poll::Ready(ended.map(|()| &[][..]));
+            }
+            if this.expected == Expected::Something || this.buffer.is_some() {
+                this.buffer_mut();
+                let buffer = this.buffer.as_deref_mut().unwrap_or_default();
+                let mut read = ReadBuf::new(buffer);
+                ready!(Pin::new(&mut this.io).poll_read(cx, &mut read))?;
+                let end = read.filled().len();
+                this.filled(0, end);
             } else {
-                ReadBuf::new(this.buffer.get_or_insert_with(make))
-            };
-            ready!(Pin::new(&mut this.io).poll_read(cx, &mut read))?;
-            this.start = 0;
-            this.end = read.filled().len();
-            if this.end > 0 {
-                this.read += this.end as u64;
-                this.last_read = Some(clock::now());
-                if is_scrap {
-                    let end = this.end;
-                    this.buffer.get_or_insert_with(make)[..end].copy_from_slice(&scrap[..end]);
+                let mut scrap = [0; 64];
+                let mut read = ReadBuf::new(&mut scrap);
+                ready!(Pin::new(&mut this.io).poll_read(cx, &mut read))?;
+                let end = read.filled().len();
+                this.filled(0, end);
+                if end > 0 {
+                    this.buffer_mut()[..end].copy_from_slice(&scrap[..end]);
                 }
             }
         }

@@ -181,6 +181,12 @@ pub(crate) fn parse_url(text: &str) -> Result<(Origin, String), Error> {
             "URL holds the character \\x{bad:02x}; percent-encode it"
         )));
     }
+    // And it reads a backslash as a slash, where others read it as a part of the user's name.
+    if text.contains('\\') {
+        return Err(Error::invalid(
+            "URL holds a backslash; write a slash, or %5C where a backslash is meant",
+        ));
+    }
     let url =
         url::Url::parse(text).map_err(|e| Error::invalid("URL does not parse").with_source(e))?;
     let scheme = Scheme::parse(url.scheme())?;

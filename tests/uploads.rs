@@ -53,7 +53,7 @@ impl EventListener for Told {
 
 impl Told {
     fn tell(&self, what: &str, progress: Progress) {
-        let total = progress.total.map_or("?".into(), |n| n.to_string());
+        let total = progress.total.map_or_else(|| "?".into(), |n| n.to_string());
         let told = format!("{what} {} of {total}", progress.bytes);
         self.0.lock().unwrap().push(told);
     }

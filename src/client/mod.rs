@@ -24,4 +24,6 @@ pub use provider_client::Client;
 pub use request::RequestBuilder;
 pub use response::Response;
 pub use response_body::{ResponseBody, TimingHandle};
+#[cfg(any(test, fuzzing))]
+pub(crate) use retry::check_verdicts;
 pub use upgraded::Upgraded;

@@ -29,7 +29,8 @@ pub(crate) struct Prepared {
 
 impl Prepared {
     /// # Errors
-    /// Invalid: CONNECT, headers that would lie about framing or host.
+    /// Invalid: CONNECT, a target that is not ASCII, headers that would lie about framing, host or
+    /// connection.
     pub(crate) fn new(
         method: Method,
         target: PathAndQuery,
@@ -42,6 +43,12 @@ impl Prepared {
         if method == Method::CONNECT {
             return Err(Error::invalid(
                 "method CONNECT is not supported; it needs a proxy",
+            ));
+        }
+        // RFC 9112 §3.2 and RFC 3986 know visible ASCII alone; `http` lets more through.
+        if !target.as_str().bytes().all(|b| b.is_ascii_graphic()) {
+            return Err(Error::invalid(
+                "URL path or query holds a character that is not visible ASCII; percent-encode it",
             ));
         }
         // What the request says replaces what the client says by default.

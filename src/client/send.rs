@@ -447,8 +447,7 @@ fn respond(
             (head.status, head.version, head.headers, body)
         }
         Head::H1 { head, lease } => {
-            let length = length(&head.headers);
-            let body = ResponseBody::http1(lease, finished, length);
+            let body = ResponseBody::http1(lease, finished, head.length);
             (head.status, head.version, head.headers, body)
         }
         Head::H2(head) => {

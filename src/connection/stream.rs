@@ -16,7 +16,7 @@ use tokio_rustls::client::TlsStream;
 
 use crate::clock::now;
 use crate::error::{Error, ErrorKind, ReplaySafety};
-use crate::io::{Carrier, Transport, Wire};
+use crate::io::{Carrier, Expected, Transport, Wire};
 use crate::timing::Phase;
 use crate::tls;
 
@@ -218,8 +218,12 @@ impl Carrier for Stream {
         self.wire_mut().release_buffers();
     }
 
-    fn expect_nothing(&mut self, is_so: bool) {
-        self.wire_mut().expect_nothing(is_so);
+    fn expect(&mut self, expected: Expected) {
+        let wire = self.wire_mut();
+        wire.expect(expected);
+        if expected == Expected::NothingNow {
+            wire.read_ahead(Transport::read_now);
+        }
     }
 
     fn poll_established(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -15,13 +15,13 @@ use http_body::Frame;
 use tokio::io::{AsyncReadExt, ReadBuf};
 use tokio::time::{Sleep, sleep};
 
-use crate::body::Body;
+use crate::body::{Body, forbidden_trailer};
 use crate::clock::now;
 use crate::close_reason::CloseReason;
 use crate::error::{Error, ErrorKind, ReplaySafety};
 use crate::event::{RequestEvent, RequestRecorder};
 use crate::http_head::{Head, HeadError, HeadLimits, HeadParser};
-use crate::io::{AttendUpload, BoxFuture, Carrier, Traffic};
+use crate::io::{AttendUpload, BoxFuture, Carrier, Expected, Traffic};
 use crate::timing::Phase;
 
 use super::chunked::{ChunkedDecoder, Decoded};
@@ -45,6 +45,8 @@ pub(crate) struct ResponseHead {
     pub(crate) status: StatusCode,
     pub(crate) version: Version,
     pub(crate) headers: HeaderMap,
+    /// The length of the body, if its framing tells it.
+    pub(crate) length: Option<u64>,
     /// The connection now speaks another protocol.
     pub(crate) is_tunnel: bool,
 }
@@ -138,7 +140,14 @@ impl<S: Carrier> Http1<S> {
 
     /// Looks whether the idle connection is quiet. The waker of `cx` is woken when the peer sends
     /// something or closes. Post-handshake TLS messages are read and are no reason to close.
-    pub(crate) fn poll_quiet(&mut self, cx: &mut Context<'_>) -> Result<(), CloseReason> {
+    ///
+    /// With `asks_kernel` it is looked at past the runtime, which may not have been told yet: right before
+    /// a request is written.
+    pub(crate) fn poll_quiet(
+        &mut self,
+        cx: &mut Context<'_>,
+        asks_kernel: bool,
+    ) -> Result<(), CloseReason> {
         self.reusable()?;
         // A connection that has never served still holds the end of its handshake back.
         self.io.uncork();
@@ -146,9 +155,13 @@ impl<S: Carrier> Http1<S> {
         // Whatever comes ends the connection, so there is no need to keep it.
         let mut scrap = [0; 16];
         let mut scrap = ReadBuf::new(&mut scrap);
-        self.io.expect_nothing(true);
+        self.io.expect(if asks_kernel {
+            Expected::NothingNow
+        } else {
+            Expected::Nothing
+        });
         let read = Pin::new(&mut self.io).poll_read(cx, &mut scrap);
-        self.io.expect_nothing(false);
+        self.io.expect(Expected::Something);
         match read {
             Poll::Pending => Ok(()),
             // RFC 9112 §9.2: no request is outstanding, so this is nobody's answer.
@@ -288,6 +301,11 @@ impl<S: Carrier> Http1<S> {
                 Version::HTTP_11
             },
             headers: head.headers,
+            length: match framing.body {
+                BodyFraming::Empty => Some(0),
+                BodyFraming::Length(n) => Some(n),
+                _ => None,
+            },
             is_tunnel: framing.body == BodyFraming::Tunnel,
         })
     }
@@ -621,6 +639,10 @@ impl<S: Carrier> Exchange<'_, S> {
             if !self.upload.asks_upgrade {
                 return protocol("101 Switching Protocols, but no upgrade was asked for");
             }
+            if !self.upload.is_done() {
+                // What is still to be sent would be read as the next protocol.
+                return protocol("101 Switching Protocols in the middle of the request");
+            }
         } else if head.status.is_informational() {
             self.informational += 1;
             self.informational_bytes += bytes;
@@ -868,6 +890,9 @@ impl Upload {
     fn end(&mut self, trailers: Option<&HeaderMap>) -> Result<(), Error> {
         if self.body_left.is_some_and(|left| left > 0) {
             return Err(length_error());
+        }
+        if let Some(error) = trailers.and_then(forbidden_trailer) {
+            return Err(error);
         }
         if self.framing == UploadFraming::Chunked {
             self.push_framing(encode::last_chunk(trailers));

@@ -87,7 +87,12 @@ fn chunked_is_last(headers: &HeaderMap) -> Coding {
     let mut chunked = 0;
     let mut last_is_chunked = false;
     for token in tokens(headers, &TRANSFER_ENCODING) {
-        if token.is_empty() {
+        let name = token
+            .split(|b| *b == b';')
+            .next()
+            .unwrap_or_default()
+            .trim_ascii();
+        if name.is_empty() || http::HeaderName::from_bytes(name).is_err() {
             return Coding::Invalid;
         }
         last_is_chunked = token.eq_ignore_ascii_case(b"chunked");

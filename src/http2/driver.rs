@@ -127,6 +127,8 @@ pub(crate) trait Watch: Sync {
     fn late(&self);
     /// The answer came after all, or in time: streams may be opened again.
     fn trusted(&self);
+    /// It takes no new streams, for a reason of its own.
+    fn refuses(&self);
     /// It comes near a limit on what a connection may have in its life, or reset: it needs a successor.
     fn worn(&self);
 }
@@ -155,12 +157,21 @@ pub(crate) struct Shared {
     doubted: AtomicBool,
     /// The answer to a PING is late.
     late: AtomicBool,
+    /// h2 takes no new streams.
+    refuses: AtomicBool,
 }
 
 impl Shared {
     /// The peer is late with its answer to a PING.
     pub(super) fn is_late(&self) -> bool {
         self.late.load(Ordering::Acquire)
+    }
+
+    /// A request was told that there are no new streams: nobody else shall come here.
+    pub(super) fn refuse(&self) {
+        self.slots.suspect();
+        self.refuses.store(true, Ordering::Release);
+        self.inbox.bell.notify_one();
     }
 }
 
@@ -297,6 +308,7 @@ pub(crate) async fn connect<S: Carrier + 'static>(
         kill: AtomicBool::new(false),
         doubted: AtomicBool::new(false),
         late: AtomicBool::new(false),
+        refuses: AtomicBool::new(false),
     });
     let handle = Http2 {
         send,
@@ -422,6 +434,10 @@ impl<S: Carrier> Driver<S> {
                 watch.limit_changed(limit);
             }
         }
+        if !seen.refuses && self.shared.refuses.load(Ordering::Acquire) {
+            seen.refuses = true;
+            watch.refuses();
+        }
         if !seen.goaway
             && let Some(goaway) = tap.goaway()
         {
@@ -438,6 +454,7 @@ struct Seen {
     /// And how often the peer had set it by then.
     limit: Option<(u32, u32)>,
     goaway: bool,
+    refuses: bool,
     worn: bool,
 }
 

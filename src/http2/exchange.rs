@@ -65,12 +65,15 @@ impl Http2 {
         lease: L,
     ) -> Result<ResponseHead<L>, Error> {
         let is_empty = request.length == Some(0);
-        let tap = &self.shared.tap;
+        let shared = &self.shared;
         // A connection that has ended, or is about to, says so here: the request was never sent.
-        let not_sent = |e| fail::describe(e, tap, Phase::Send, ReplaySafety::NotSent);
+        let not_sent = |e: h2::Error| {
+            shared.refuse();
+            fail::describe(e, &shared.tap, Phase::Send, ReplaySafety::NotSent)
+        };
         poll_fn(|cx| self.send.poll_ready(cx))
             .await
-            .map_err(not_sent)?;
+            .map_err(&not_sent)?;
         let (response, mut stream) = self
             .send
             .send_request(request.head, is_empty)

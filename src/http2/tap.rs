@@ -32,6 +32,8 @@ use super::ledger::{Accounts, Ledger};
 use super::streams::StreamSlots;
 
 const HEADER: usize = 9;
+/// SETTINGS_MAX_FRAME_SIZE as we leave it: h2 refuses a larger frame at its head.
+const MAX_FRAME: u32 = 16_384;
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
@@ -158,7 +160,9 @@ impl ItemKind {
 impl Item {
     fn of(header: FrameHeader) -> Option<Self> {
         let kind = match header.kind {
-            DATA if header.flags & PADDED != 0 => ItemKind::Padding(header),
+            DATA if header.flags & PADDED != 0 && header.len <= MAX_FRAME => {
+                ItemKind::Padding(header)
+            }
             SETTINGS if header.flags & ACK == 0 => ItemKind::Setting,
             GOAWAY => ItemKind::GoAway,
             _ => return None,
@@ -245,7 +249,7 @@ impl Scanner {
             if header.is_empty_data() && self.given == 0 {
                 write -= HEADER;
                 seen(Seen::Filtered);
-            } else if header.kind == DATA && self.item.is_none() {
+            } else if header.kind == DATA && self.item.is_none() && header.len <= MAX_FRAME {
                 seen(Seen::Content {
                     frame: header,
                     bytes: header.len,

@@ -378,11 +378,4 @@ mod tests {
         unread.closed(1);
         assert!(unread.is_ended(1) && unread.cut().is_none());
     }
-
-    proptest::proptest! {
-        #[test]
-        fn sums_and_bounds_hold_whatever_happens(data in proptest::collection::vec(proptest::num::u8::ANY, 0..400)) {
-            check_operations(&data);
-        }
-    }
 }

@@ -4,9 +4,10 @@ use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use h2::{Reason, SendStream};
+use http::HeaderMap;
 use http_body::Frame;
 
-use crate::body::Body;
+use crate::body::{Body, forbidden_trailer};
 use crate::error::{Error, ErrorKind, ReplaySafety};
 use crate::timing::Phase;
 
@@ -25,7 +26,16 @@ pub(super) struct Upload {
     length: Option<u64>,
     left: Option<u64>,
     sent: u64,
+    /// What follows a body of known length, once all of it is there.
+    end: End,
     stage: Stage,
+}
+
+#[derive(Debug)]
+enum End {
+    Unknown,
+    Plain,
+    Trailers(HeaderMap),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -45,6 +55,7 @@ impl Upload {
             length,
             left: length,
             sent: 0,
+            end: End::Unknown,
             stage: if length == Some(0) {
                 Stage::Complete
             } else {
@@ -107,8 +118,13 @@ impl Upload {
                 self.stage = Stage::Stopped;
                 break;
             }
+            if let End::Trailers(trailers) = &mut self.end {
+                let trailers = std::mem::take(trailers);
+                self.end(stream, |send| send.send_trailers(trailers));
+                break;
+            }
             match ready!(self.body.poll_next(cx)) {
-                Some(Ok(frame)) => self.take(frame, stream)?,
+                Some(Ok(frame)) => self.take(frame, cx, stream)?,
                 None if self.left.is_some_and(|left| left > 0) => {
                     return Poll::Ready(Err(self.abort(length_error(), stream)));
                 }
@@ -143,7 +159,7 @@ impl Upload {
         let n = capacity.min(self.pending.len());
         if n > 0 {
             let piece = self.pending.split_to(n);
-            let is_last = self.pending.is_empty() && self.left == Some(0);
+            let is_last = self.pending.is_empty() && matches!(self.end, End::Plain);
             self.sent += n as u64;
             let sent = stream.with(|parts| parts.send.send_data(piece, is_last));
             self.stage = match sent {
@@ -155,7 +171,12 @@ impl Upload {
         Poll::Ready(())
     }
 
-    fn take(&mut self, frame: Frame<Bytes>, stream: &Stream) -> Result<(), Error> {
+    fn take(
+        &mut self,
+        frame: Frame<Bytes>,
+        cx: &mut Context<'_>,
+        stream: &Stream,
+    ) -> Result<(), Error> {
         match frame.into_data() {
             Ok(data) => {
                 if let Some(left) = &mut self.left {
@@ -165,17 +186,57 @@ impl Upload {
                     }
                 }
                 self.pending = data;
+                if self.left == Some(0) {
+                    self.look_for_the_end(cx, stream)?;
+                }
             }
             Err(frame) => {
                 if self.left.is_some_and(|left| left > 0) {
                     return Err(self.abort(length_error(), stream));
                 }
                 if let Ok(trailers) = frame.into_trailers() {
+                    let trailers = self.check(trailers, stream)?;
                     self.end(stream, |send| send.send_trailers(trailers));
                 }
             }
         }
         Ok(())
+    }
+
+    /// All that was announced is there: if the body knows that it ends, the last piece says so. If it has
+    /// more, nobody shall believe that this was all.
+    fn look_for_the_end(&mut self, cx: &mut Context<'_>, stream: &Stream) -> Result<(), Error> {
+        loop {
+            let frame = match self.body.poll_next(cx) {
+                Poll::Pending => return Ok(()),
+                Poll::Ready(None) => {
+                    self.end = End::Plain;
+                    return Ok(());
+                }
+                Poll::Ready(Some(Ok(frame))) => frame,
+                Poll::Ready(Some(Err(source))) => {
+                    let failed = Error::new(ErrorKind::Body, "the request body failed");
+                    return Err(self.abort(failed.with_source(source), stream));
+                }
+            };
+            match frame.into_data() {
+                Ok(data) if data.is_empty() => {}
+                Ok(_) => return Err(self.abort(length_error(), stream)),
+                Err(frame) => {
+                    if let Ok(trailers) = frame.into_trailers() {
+                        self.end = End::Trailers(self.check(trailers, stream)?);
+                        return Ok(());
+                    }
+                }
+            }
+        }
+    }
+
+    fn check(&mut self, trailers: HeaderMap, stream: &Stream) -> Result<HeaderMap, Error> {
+        match forbidden_trailer(&trailers) {
+            Some(error) => Err(self.abort(error, stream)),
+            None => Ok(trailers),
+        }
     }
 
     fn end(

@@ -129,7 +129,7 @@ pub(crate) fn check_out(host: &Arc<Host>) -> Result<bool, Error> {
     match host.checkout(false)? {
         Checkout::Lease(Lease::H1(mut lease), _) => {
             let mut cx = Context::from_waker(Waker::noop());
-            Ok(lease.http1().poll_quiet(&mut cx).is_ok())
+            Ok(lease.http1().poll_quiet(&mut cx, true).is_ok())
         }
         Checkout::Lease(Lease::H2(_), _) => Ok(true),
         Checkout::Line(_) | Checkout::Gone => Ok(false),
@@ -143,7 +143,7 @@ async fn probe(lease: Lease) -> Option<Lease> {
         return Some(lease);
     };
     // A task that has used its turn up would see every socket as quiet.
-    let quiet = unconstrained(poll_fn(|cx| Poll::Ready(h1.http1().poll_quiet(cx)))).await;
+    let quiet = unconstrained(poll_fn(|cx| Poll::Ready(h1.http1().poll_quiet(cx, true)))).await;
     match quiet {
         Ok(()) => Some(Lease::H1(h1)),
         Err(why) => {

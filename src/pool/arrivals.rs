@@ -547,6 +547,12 @@ impl Watch for Watching {
         }
     }
 
+    fn refuses(&self) {
+        if let Some(conn) = self.conn.upgrade() {
+            self.host.retire(&conn, CloseReason::Failed);
+        }
+    }
+
     fn worn(&self) {
         if let Some(conn) = self.conn.upgrade() {
             let host = &self.host;

@@ -263,7 +263,9 @@ impl Tended for Host {
             let waker = conn.wake.waker();
             // A transport of the user's own must not take the other connections with it.
             let looked = catch_unwind(AssertUnwindSafe(|| {
-                let quiet = conn.http1.poll_quiet(&mut Context::from_waker(&waker));
+                let quiet = conn
+                    .http1
+                    .poll_quiet(&mut Context::from_waker(&waker), false);
                 conn.http1.release_buffers();
                 quiet
             }));

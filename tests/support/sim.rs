@@ -34,6 +34,7 @@ pub struct Sim(Arc<Inner>);
 struct Inner {
     script: Script,
     dial_takes: AtomicU64,
+    way_takes: AtomicU64,
     failing: AtomicUsize,
     dials: AtomicUsize,
     addrs: Mutex<Vec<IpAddr>>,
@@ -96,6 +97,7 @@ impl Sim {
         Self(Arc::new(Inner {
             script,
             dial_takes: AtomicU64::new(0),
+            way_takes: AtomicU64::new(0),
             failing: AtomicUsize::new(0),
             dials: AtomicUsize::new(0),
             addrs: Mutex::default(),
@@ -107,6 +109,12 @@ impl Sim {
     pub fn dial_takes(&self, time: Duration) {
         let millis = u64::try_from(time.as_millis()).expect("a sensible time");
         self.0.dial_takes.store(millis, Ordering::SeqCst);
+    }
+
+    /// From now on what is sent over a new connection, its end included, is so long on its way.
+    pub fn way_takes(&self, time: Duration) {
+        let micros = u64::try_from(time.as_micros()).expect("a sensible time");
+        self.0.way_takes.store(micros, Ordering::SeqCst);
     }
 
     /// The next so many dials are refused.
@@ -170,7 +178,10 @@ impl Dial for Sim {
             if inner.failing.fetch_update(order, order, fails).is_ok() {
                 return Err(io::ErrorKind::ConnectionRefused.into());
             }
-            let (ours, theirs) = tokio::io::duplex(PIPE);
+            let (ours, theirs) = match inner.way_takes.load(Ordering::SeqCst) {
+                0 => tokio::io::duplex(PIPE),
+                micros => long_way::pipe(Duration::from_micros(micros)),
+            };
             tokio::spawn((inner.script)(theirs, index));
             Ok(Transport::custom(counted::Counted::new(ours, &inner.live)))
         })
@@ -182,6 +193,49 @@ pub fn plain(protocols: Protocols) -> Protocols {
     match protocols {
         Protocols::Http2 => Protocols::Http2PriorKnowledge,
         other => other,
+    }
+}
+
+mod long_way {
+    //! A pipe in which everything arrives later than it was sent.
+
+    use std::time::Duration;
+
+    use super::PIPE;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, ReadHalf, WriteHalf};
+    use tokio::sync::mpsc;
+    use tokio::time::{Instant, sleep_until};
+
+    pub fn pipe(takes: Duration) -> (DuplexStream, DuplexStream) {
+        let (ours, our_end) = tokio::io::duplex(PIPE);
+        let (theirs, their_end) = tokio::io::duplex(PIPE);
+        let (our_read, our_write) = tokio::io::split(our_end);
+        let (their_read, their_write) = tokio::io::split(their_end);
+        carry(our_read, their_write, takes);
+        carry(their_read, our_write, takes);
+        (ours, theirs)
+    }
+
+    fn carry(mut from: ReadHalf<DuplexStream>, mut to: WriteHalf<DuplexStream>, takes: Duration) {
+        let (sender, mut on_its_way) = mpsc::unbounded_channel();
+        tokio::spawn(async move {
+            let mut bytes = Vec::with_capacity(PIPE);
+            while let Ok(1..) = from.read_buf(&mut bytes).await {
+                let piece = std::mem::replace(&mut bytes, Vec::with_capacity(PIPE));
+                // Fails once the other end is gone, which is the other direction's to tell.
+                let _gone = sender.send((Instant::now() + takes, piece));
+            }
+            let _gone = sender.send((Instant::now() + takes, Vec::new()));
+        });
+        tokio::spawn(async move {
+            while let Some((at, piece)) = on_its_way.recv().await {
+                sleep_until(at).await;
+                if piece.is_empty() || to.write_all(&piece).await.is_err() {
+                    break;
+                }
+            }
+            let _gone = to.shutdown().await;
+        });
     }
 }
 
