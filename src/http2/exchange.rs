@@ -21,7 +21,7 @@ use crate::timing::Phase;
 use super::driver::{Http2, MAX_HEAD};
 use super::fail;
 use super::hold::Hold;
-use super::stream::{Parts, Recv, Stream};
+use super::stream::{Parts, Recv};
 use super::upload::Upload;
 
 /// Informational responses accepted before the final one; h2 itself has no bound.
@@ -74,17 +74,15 @@ impl Http2 {
         poll_fn(|cx| self.send.poll_ready(cx))
             .await
             .map_err(&not_sent)?;
-        let (response, mut stream) = self
-            .send
-            .send_request(request.head, is_empty)
-            .map_err(not_sent)?;
+        let send = &mut self.send;
+        let open = || send.send_request(request.head, is_empty);
+        let mut hold = Hold::open(open, shared.clone(), lease).map_err(not_sent)?;
         let mut upload = Upload::new(body.take().unwrap_or_default(), request.length);
         let expect = request.expect.filter(|_| !upload.is_done());
         if expect.is_none() {
-            upload.send_at_once(&mut stream);
+            hold.stream
+                .with(|parts| upload.send_at_once(&mut parts.send));
         }
-        let stream = Stream::new(response, stream);
-        let mut hold = Hold::new(stream, self.shared.clone(), lease);
         if expect.is_none() && upload.is_at_hand() {
             // What fits the window is queued before the task is given a chance: one write.
             let mut cx = Context::from_waker(std::task::Waker::noop());

@@ -2,6 +2,10 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
+use h2::SendStream;
+use h2::client::ResponseFuture;
+
 use crate::clock::now;
 
 use super::abandoned::Orphan;
@@ -21,18 +25,26 @@ pub(super) struct Hold<L: Send + 'static> {
 }
 
 impl<L: Send + 'static> Hold<L> {
-    pub(super) fn new(stream: Stream, shared: Arc<Shared>, lease: L) -> Self {
-        let stream = Arc::new(stream);
-        let reader = stream.clone();
-        let mut accounts = shared.ledger.enter();
-        accounts.unread.open(stream.id(), reader, now());
-        drop(accounts);
-        Self {
+    /// Opens a stream and enters it in the books, before anything of it can be answered: the lock of the
+    /// books is taken before that of h2.
+    pub(super) fn open(
+        open: impl FnOnce() -> Result<(ResponseFuture, SendStream<Bytes>), h2::Error>,
+        shared: Arc<Shared>,
+        lease: L,
+    ) -> Result<Self, h2::Error> {
+        let stream = {
+            let mut accounts = shared.ledger.enter();
+            let (response, send) = open()?;
+            let stream = Arc::new(Stream::new(response, send));
+            accounts.unread.open(stream.id(), stream.clone(), now());
+            stream
+        };
+        Ok(Self {
             stream,
             shared,
             is_sent: false,
             lease: Some(lease),
-        }
+        })
     }
 
     pub(super) fn lease(&self) -> &L {

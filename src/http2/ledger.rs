@@ -18,7 +18,8 @@ pub(super) struct Accounts {
     pub(super) resets: Resets,
 }
 
-/// The books and their lock, which is held for no other one and runs nobody's code.
+/// The books and their lock. Under it a stream of h2 is opened, and nothing else is done; whoever holds h2's
+/// own lock does not take it.
 #[derive(Debug)]
 pub(super) struct Ledger {
     bounds: Bounds,

@@ -146,7 +146,7 @@ impl<S: Clone> Unread<S> {
             return;
         };
         account.read_at = now;
-        // A frame may have come before the stream was entered.
+        // Of a frame that h2 cut or padded otherwise than it said, no more than was entered.
         let bytes = bytes.min(account.bytes);
         let cost = (bytes + FRAME_COST).min(account.cost);
         account.bytes -= bytes;
