@@ -70,6 +70,23 @@ pub enum ReplaySafety {
     Processed,
 }
 
+impl ReplaySafety {
+    /// What is known of a request of which two attempts were made.
+    pub(crate) fn and(self, other: Self) -> Self {
+        let rank = |safety: Self| match safety {
+            Self::NotSent => 0,
+            Self::Unprocessed => 1,
+            Self::MaybeProcessed => 2,
+            Self::Processed => 3,
+        };
+        if rank(other) > rank(self) {
+            other
+        } else {
+            self
+        }
+    }
+}
+
 /// An error of this crate. `Display` prints the whole cause in one line; secrets and header
 /// values never appear in it.
 #[derive(Clone)]
@@ -121,7 +138,7 @@ impl Error {
         self.inner.on_reused_connection
     }
 
-    /// What is known about the request on the peer's side.
+    /// What is known about the request on the peer's side, of all its attempts together.
     pub fn replay_safety(&self) -> ReplaySafety {
         self.inner.replay_safety
     }

@@ -238,6 +238,8 @@ pub(crate) async fn send(
     let mut tries = Tries::default();
     let mut body = Some(body);
     let mut fresh = false;
+    // Of the attempts before: a later one that was not sent does not make them undone.
+    let mut known = ReplaySafety::NotSent;
     let mut early = request.early;
     loop {
         call.recorder.emit(RequestEvent::AttemptStart);
@@ -250,7 +252,10 @@ pub(crate) async fn send(
         let may_be_early = early && rest.is_some();
         let lease = match acquire(find, how, may_be_early, &mut call.recorder, limits).await {
             Ok(lease) => lease,
-            Err(error) => return Err(call.fail(error, route)),
+            Err(error) => {
+                let safety = known.and(error.replay_safety());
+                return Err(call.fail(error.with_replay(safety), route));
+            }
         };
         call.connection = Some(lease.info().clone());
         // Only the request that finds the handshake open travels as early data.
@@ -312,6 +317,10 @@ pub(crate) async fn send(
                 tries.verdict(options.retry, failure)
             }
         };
+        known = known.and(match &result {
+            Ok(_) => ReplaySafety::Unprocessed,
+            Err(error) => error.replay_safety(),
+        });
         match verdict {
             Verdict::Again(again) if again.is_free || route.may_retry(pool) => {
                 fresh = again.fresh;
@@ -335,7 +344,8 @@ pub(crate) async fn send(
                     }
                     Err(error) => {
                         let (sent, received) = moved.totals();
-                        Err(call.fail(error.with_bytes(sent, received), route))
+                        let error = error.with_bytes(sent, received).with_replay(known);
+                        Err(call.fail(error, route))
                     }
                 };
             }
