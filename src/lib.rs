@@ -72,6 +72,14 @@
 //!   comes before those that have some. A connection that is idle on a runtime which nobody drives can
 //!   make room only over HTTP/1.1.
 //!
+//! # Responses that are not read
+//!
+//! HTTP/2 responses share a connection, so what one of them leaves unread is bounded, counted with 256 bytes for
+//! each frame: twice the window of a stream (4 MiB by default) for one, 60 MiB for all on a connection. Up to
+//! that the connection's window grows by what is unread, so that the others go on. Beyond, the one that has not
+//! read for longest is reset and told so ([`ErrorKind::SlowReader`]); beyond the bound of a stream, that one.
+//! h2 keeps the room that frames took for the next ones, until the connection ends.
+//!
 //! # Processes and clocks
 //!
 //! A pool does not survive `fork`: both processes would write to the same sockets. Make it afterwards. All
@@ -85,7 +93,7 @@
 //! | dropped | what happens |
 //! |---|---|
 //! | [`RequestBuilder::send`] while waiting | the place in line is left; a dial it started goes on |
-//! | [`RequestBuilder::send`] after sending began | HTTP/1.1: the connection is closed. HTTP/2: the stream is reset, nobody else notices |
+//! | [`RequestBuilder::send`] after sending began | HTTP/1.1: the connection is closed. HTTP/2: the stream is reset, nobody else notices. At most 190 streams of a connection are reset in 30 seconds, since servers end connections that reset more; the others keep their place until they end |
 //! | [`Response::chunk`] | nothing is lost, the next call goes on |
 //! | [`Response::bytes`], `text`, `json` | what was read so far is lost |
 //! | [`Response`], [`ResponseBody`] | HTTP/2: the stream is reset. HTTP/1.1: the rest is read in the background, at most 64 KiB and 50 ms ([`Limits`]), or the connection is closed |

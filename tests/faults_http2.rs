@@ -13,7 +13,7 @@
 //! | RST_STREAM at each moment | what came before is delivered; NO_ERROR behind a complete response is success | `rfc9113.rs`: reset_of_the_peer_ends_its_stream... |
 //! | MAX_CONCURRENT_STREAMS 0, lowered, raised, not yet known | a line of our own with its timeout | `streams.rs`; `http2_peer.rs`: burst_into_a_small_limit... |
 //! | the stream limit is reached | further connections, first come, first served | `streams.rs`: thousand_requests..., further_connection... |
-//! | a slow reader | holds its own window | `faults_pool.rs`: responses_that_nobody_polls... |
+//! | a slow reader | the connection's window grows, then the slowest is reset | `unread.rs`; `faults_pool.rs`: responses_that_nobody_polls... |
 //! | windows that overflow, turn negative, are huge, are exceeded | FLOW_CONTROL_ERROR; exact books | `rfc9113.rs`: increment_of_nothing..., upload_keeps_to_windows..., peer_that_sends_more... |
 //! | no WINDOW_UPDATE for an upload | the caller's timeouts; the stream is given back | here |
 //! | windows that leak | none does: thousands of requests cut short in every way | here |
@@ -25,8 +25,9 @@
 //! | CONTINUATION without end | ended after a few frames | here; interleaved: `rfc9113.rs`: header_block_is_one_piece |
 //! | HPACK | a connection error; a bound on what is decoded | `rfc9113.rs`: block_that_does_not_decode...; `http2_peer.rs`: head_beyond_the_bound...; here |
 //! | malformed responses, pushes | a stream error, a connection error | `rfc9113.rs`: malformed_head..., nothing_is_pushed |
-//! | empty and tiny DATA | what servers do in earnest is survived, a flood is not | here; `http2_peer.rs`: empty_data_frames_are_harmless |
-//! | we cancel a great many | the connection lives on | here |
+//! | empty and tiny DATA | what servers do in earnest is survived, a flood ends in an error of its own | `unread.rs`; here; `http2_peer.rs`: empty_data_frames_are_harmless |
+//! | we cancel a great many | resets are paced, the connection is replaced before it runs short | `resets.rs` |
+//! | 421, HTTP_1_1_REQUIRED | once on a connection of its own; once over HTTP/1.1 | `http2_peer.rs`: misdirected_request..., peer_that_requires_http1... |
 //! | the peer resets, or makes us reset, every stream | each fails alone | here |
 //! | one name for several origins (coalescing) | never done | `identities.rs` |
 //! | FIN or RST in the middle | all streams fail with what is known, all who wait go on | here; `http2_peer.rs`: connection_cut_in_the_middle... |

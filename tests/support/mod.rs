@@ -12,6 +12,7 @@
 //! | [`raw_dns`] | a name server that answers with whatever bytes a test makes |
 //! | [`proxy`] | a proxy: CONNECT, absolute-form, SOCKS5, with TLS or without |
 //! | [`sim`] | a network of memory under a paused clock, with scripted HTTP/1 and HTTP/2 peers |
+//! | [`counting`] | no peer: an allocator that counts |
 //! | [`gate`] | what holds an answer back until the test says so |
 //! | [`port`], [`peer_io`] | what the peers have in common |
 //!
