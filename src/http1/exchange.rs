@@ -915,3 +915,61 @@ fn length_error() -> Error {
         "the request body is not as long as its content-length",
     )
 }
+
+#[cfg(test)]
+mod tests {
+    // layering: uses io, event and http_head, which are below.
+    use super::*;
+    use crate::io::Wire;
+    use tokio::io::AsyncWriteExt;
+
+    /// The kernel of the other end has acknowledged so many bytes.
+    #[derive(Debug)]
+    struct Acknowledged(Option<u64>);
+
+    impl AttendUpload for Acknowledged {
+        fn attend(&self) -> Option<BoxFuture<'static, ()>> {
+            None
+        }
+
+        fn acknowledged(&self) -> Option<u64> {
+            self.0
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn bytes_that_come_before_the_request_was_received_are_not_its_answer() {
+        const MINUTE: Duration = Duration::from_secs(60);
+        for (acknowledged, rtt, is_answer) in [
+            (Some(0), Some(MINUTE), false),
+            (Some(1), Some(MINUTE), true),
+            // Nobody knows.
+            (None, Some(MINUTE), true),
+            (Some(0), None, true),
+            // Too short a path to tell, and enough time for an answer.
+            (Some(0), Some(TELLING_RTT / 2), true),
+        ] {
+            let (ours, mut theirs) = tokio::io::duplex(1024);
+            let attendant = Box::new(Acknowledged(acknowledged));
+            let mut http1 = Http1::new(Wire::new(ours), Some(attendant), rtt, None);
+            let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
+            theirs.write_all(answer).await.unwrap();
+            let request = RequestHead {
+                method: &Method::GET,
+                target: "/",
+                authority: "h.test",
+                headers: &HeaderMap::new(),
+            };
+            let mut recorder = RequestRecorder::start(None);
+            let (mut body, traffic) = (Body::empty(), Traffic::default());
+            let result = http1
+                .exchange(&request, Some(0), None, &mut body, &traffic, &mut recorder)
+                .await;
+            assert_eq!(result.is_ok(), is_answer, "{acknowledged:?} {rtt:?}");
+            if let Err(error) = result {
+                assert_eq!(error.replay_safety(), ReplaySafety::MaybeProcessed);
+                assert_eq!(http1.reusable(), Err(CloseReason::UnsolicitedBytes));
+            }
+        }
+    }
+}
