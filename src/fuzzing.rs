@@ -21,6 +21,14 @@ pub fn h1_chunked(data: &[u8]) {
     }
 }
 
+/// A whole response over HTTP/1.1; the first byte is the size of the pieces that it arrives in, and whether
+/// the request was HEAD.
+pub fn h1_exchange(data: &[u8]) {
+    if let Some((&first, input)) = data.split_first() {
+        http1::check_exchange(input, usize::from(first >> 1), first & 1 == 1);
+    }
+}
+
 /// HTTP/2 frames; the first byte is the size of the pieces that they arrive in.
 pub fn h2_tap(data: &[u8]) {
     if let Some((&piece, input)) = data.split_first() {
@@ -76,12 +84,17 @@ mod tests {
     type Target = fn(&[u8]);
 
     /// Every target with the bytes that its format is made of.
-    const TARGETS: [(&str, Target, &[u8]); 8] = [
+    const TARGETS: [(&str, Target, &[u8]); 9] = [
         ("h1_head", h1_head, b"HTTP/1.10 2\r\n\t:aZ-\0;=\x80"),
         (
             "h1_chunked",
             h1_chunked,
             b"0123456789abcdefF\r\n;=\": \tx\0",
+        ),
+        (
+            "h1_exchange",
+            h1_exchange,
+            b"\x02\x06HTTP/1.10 2\r\n: 5;,ckeontent-lgh\0",
         ),
         (
             "h2_tap",
@@ -232,6 +245,11 @@ mod tests {
     #[test]
     fn h1_chunked_holds_over_random_input() {
         drive("h1_chunked");
+    }
+
+    #[test]
+    fn h1_exchange_holds_over_random_input() {
+        drive("h1_exchange");
     }
 
     #[test]
