@@ -444,6 +444,9 @@ fn asks_to_close(headers: &HeaderMap) -> bool {
         .any(|token| token.trim_ascii().eq_ignore_ascii_case(b"close"))
 }
 
+/// A final head, and where its body ends.
+type Accepted = (Head, framing::Framing);
+
 /// One request while its final head is awaited.
 struct Exchange<'a, S> {
     connection: &'a mut Http1<S>,
@@ -472,7 +475,7 @@ impl<S: Carrier> Exchange<'_, S> {
         cx: &mut Context<'_>,
         body: &mut Body,
         recorder: &mut RequestRecorder,
-    ) -> Poll<Result<(Head, framing::Framing), Error>> {
+    ) -> Poll<Result<Accepted, Error>> {
         loop {
             self.poll_upload(cx, body, recorder)?;
             if let Some(done) = ready!(self.poll_head(cx, recorder))? {
@@ -520,12 +523,11 @@ impl<S: Carrier> Exchange<'_, S> {
     }
 
     /// The next head; `None` for an informational one.
-    #[allow(clippy::type_complexity, reason = "a head and its framing")]
     fn poll_head(
         &mut self,
         cx: &mut Context<'_>,
         recorder: &mut RequestRecorder,
-    ) -> Poll<Result<Option<(Head, framing::Framing)>, Error>> {
+    ) -> Poll<Result<Option<Accepted>, Error>> {
         loop {
             let unparsed = self.connection.buffer.len();
             if let Some(head) = self.parse_head()? {
@@ -624,13 +626,12 @@ impl<S: Carrier> Exchange<'_, S> {
     }
 
     /// Decides on a head of so many bytes: an informational one is told, counted and skipped.
-    #[allow(clippy::type_complexity, reason = "a head and its framing")]
     fn accept(
         &mut self,
         head: Head,
         bytes: usize,
         recorder: &mut RequestRecorder,
-    ) -> Result<Option<(Head, framing::Framing)>, Error> {
+    ) -> Result<Option<Accepted>, Error> {
         let protocol = |why: &str| {
             let error = Error::new(ErrorKind::Protocol, why);
             Err(error.at(Phase::Wait).with_replay(ReplaySafety::Processed))

@@ -235,6 +235,8 @@ impl<S: Clone> Unread<S> {
 /// the streams, whoever is not over its bound stays, and after [`Unread::cut`] the bounds hold.
 #[cfg(any(test, fuzzing))]
 pub(crate) fn check_operations(data: &[u8]) {
+    use std::collections::{BTreeMap, VecDeque};
+
     let start = crate::clock::now();
     let bounds = Bounds {
         stream: 4_000,
@@ -244,8 +246,7 @@ pub(crate) fn check_operations(data: &[u8]) {
     };
     let mut unread: Unread<u32> = Unread::new(bounds);
     // What each stream received and has not taken, told by ourselves.
-    let mut frames: std::collections::BTreeMap<u32, std::collections::VecDeque<u64>> =
-        std::collections::BTreeMap::new();
+    let mut frames: BTreeMap<u32, VecDeque<u64>> = BTreeMap::new();
     for (step, operation) in data.chunks_exact(2).enumerate() {
         let now = start + std::time::Duration::from_millis(step as u64);
         let stream = u32::from(operation[0] % 8) * 2 + 1;
@@ -254,7 +255,7 @@ pub(crate) fn check_operations(data: &[u8]) {
             0 => {
                 unread.closed(stream);
                 unread.open(stream, stream, now);
-                frames.insert(stream, std::collections::VecDeque::new());
+                frames.insert(stream, VecDeque::new());
             }
             1 | 2 => {
                 let known = unread.received(stream, bytes);
@@ -266,10 +267,7 @@ pub(crate) fn check_operations(data: &[u8]) {
                 }
             }
             3 => {
-                if let Some(bytes) = frames
-                    .get_mut(&stream)
-                    .and_then(std::collections::VecDeque::pop_front)
-                {
+                if let Some(bytes) = frames.get_mut(&stream).and_then(VecDeque::pop_front) {
                     unread.taken(stream, bytes, now);
                 }
             }
@@ -278,12 +276,9 @@ pub(crate) fn check_operations(data: &[u8]) {
                 frames.remove(&stream);
             }
         }
-        let cost = |queue: &std::collections::VecDeque<u64>| {
-            queue.iter().map(|bytes| bytes + FRAME_COST).sum::<u64>()
-        };
-        let total = |frames: &std::collections::BTreeMap<u32, std::collections::VecDeque<u64>>| {
-            frames.values().map(cost).sum::<u64>()
-        };
+        let cost =
+            |queue: &VecDeque<u64>| queue.iter().map(|bytes| bytes + FRAME_COST).sum::<u64>();
+        let total = |frames: &BTreeMap<u32, VecDeque<u64>>| frames.values().map(cost).sum::<u64>();
         assert_eq!(unread.cost(), total(&frames));
         assert_eq!(unread.bytes(), frames.values().flatten().sum::<u64>());
         while let Some(cut) = unread.cut() {
