@@ -109,6 +109,8 @@ impl Tries {
                 self.refused += 1;
                 Verdict::Again(Again {
                     pause: self.refused == 2,
+                    // The server saw nothing of it.
+                    is_free: true,
                     ..Again::default()
                 })
             }
@@ -116,6 +118,7 @@ impl Tries {
                 self.other += 1;
                 Verdict::Again(Again {
                     fresh: true,
+                    is_free: true,
                     ..Again::default()
                 })
             }
@@ -365,7 +368,12 @@ mod tests {
             idempotent: false,
             ..LOST
         };
-        assert_eq!(first(not_sent), AGAIN_FRESH);
+        let free = Verdict::Again(Again {
+            fresh: true,
+            is_free: true,
+            ..Again::default()
+        });
+        assert_eq!(first(not_sent), free);
         let fresh = Failure {
             on_reused_connection: false,
             ..not_sent
