@@ -171,6 +171,8 @@ pub(crate) struct HostState<I, S, W, D> {
     pub(crate) open: usize,
     /// The stream limit that the peer told last; the next connection begins with it.
     pub(crate) stream_limit: Option<u32>,
+    /// HTTP/1.1 connections that were idle and are being looked at: they go to those in line, or close.
+    pub(crate) examined: usize,
     /// After a failed dial beside a working HTTP/2 connection: no further one until then.
     pub(crate) spare_after: Option<Instant>,
     /// No dial for the minimum before.
@@ -191,6 +193,7 @@ impl<I, S: Multiplexed + Clone, W, D> HostState<I, S, W, D> {
             line: Line::default(),
             open: 0,
             stream_limit: None,
+            examined: 0,
             spare_after: None,
             minimum_after: None,
             habits: Habits::default(),
@@ -280,7 +283,7 @@ impl<I, S: Multiplexed + Clone, W, D> HostState<I, S, W, D> {
                     && !self.pauses_spares(now);
                 usize::from(dialing == 0 && may)
             }
-            Some(_) => waiting.saturating_sub(self.dials_for_line()),
+            Some(_) => waiting.saturating_sub(self.dials_for_line() + self.examined),
         };
         wanted.min(rules.max_per_host.saturating_sub(self.open + dialing))
     }
@@ -1073,6 +1076,14 @@ mod tests {
         assert_eq!(taken.before, 1);
         state.shared = vec![Fake::new(2, 2)];
         assert!(state.take_stream().is_none());
+    }
+
+    #[test]
+    fn connection_that_is_looked_at_serves_one_who_waits_without_a_dial() {
+        let (mut state, now) = state(Some(Version::HTTP_11), 3);
+        assert_eq!(state.dials_wanted(RULES, now), 3);
+        state.examined = 2;
+        assert_eq!(state.dials_wanted(RULES, now), 1);
     }
 
     #[test]

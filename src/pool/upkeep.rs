@@ -249,6 +249,8 @@ impl Tended for Host {
             let (woken, quiet): (Vec<_>, Vec<_>) =
                 idle.into_iter().partition(|idle| idle.conn.wake.is_woken());
             books.state.idle = quiet;
+            // They are not there for a moment, and yet nobody needs to dial for them.
+            books.state.examined += woken.len();
             woken
         };
         let at = crate::clock::now();
@@ -279,6 +281,10 @@ impl Tended for Host {
                     closed.push((conn, why));
                 }
                 Err(_) => closed.push((conn, CloseReason::Failed)),
+            }
+            lock(&self.books).state.examined -= 1;
+            if self.has_waiters() {
+                self.drive();
             }
         }
         if !ages.is_empty() {
