@@ -48,12 +48,12 @@ impl Software for Apache {
         "Resumed"
     }
 
-    fn graceful(&self) -> &'static str {
-        "WINCH"
+    fn graceful(&self) -> Option<&'static str> {
+        Some("WINCH")
     }
 
-    fn reload(&self) -> &'static str {
-        "USR1"
+    fn reload(&self) -> Option<&'static str> {
+        Some("USR1")
     }
 }
 

@@ -47,8 +47,8 @@ impl Software for Caddy {
         "true"
     }
 
-    fn graceful(&self) -> &'static str {
-        "TERM"
+    fn graceful(&self) -> Option<&'static str> {
+        Some("TERM")
     }
 }
 

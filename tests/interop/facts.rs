@@ -313,7 +313,8 @@ impl Loads {
         for _ in 0..3 {
             self.more().await;
             let generation = site.next_generation();
-            site.process.signal(site.software().reload());
+            site.process
+                .signal(site.software().reload().expect("it has such a signal"));
             self.generation(generation).await;
         }
     }
@@ -352,7 +353,8 @@ pub(crate) async fn graceful_stop_answers_what_is_in_flight(software: &'static d
             });
             let held: Vec<_> = held.collect();
             site.backend.wait(|counts| counts.requests == 4).await;
-            site.process.signal(software.graceful());
+            site.process
+                .signal(software.graceful().expect("it has such a signal"));
             site.process.refuses().await;
             // A new request finds nobody, or is still answered on a connection that was not given up yet.
             if let Err(error) = client.get("/").send().await {

@@ -49,12 +49,12 @@ impl Software for Haproxy {
         "1"
     }
 
-    fn graceful(&self) -> &'static str {
-        "USR1"
+    fn graceful(&self) -> Option<&'static str> {
+        Some("USR1")
     }
 
-    fn reload(&self) -> &'static str {
-        "USR2"
+    fn reload(&self) -> Option<&'static str> {
+        Some("USR2")
     }
 }
 

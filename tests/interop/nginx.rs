@@ -47,12 +47,12 @@ impl Software for Nginx {
         "r"
     }
 
-    fn graceful(&self) -> &'static str {
-        "QUIT"
+    fn graceful(&self) -> Option<&'static str> {
+        Some("QUIT")
     }
 
-    fn reload(&self) -> &'static str {
-        "HUP"
+    fn reload(&self) -> Option<&'static str> {
+        Some("HUP")
     }
 }
 

@@ -32,14 +32,14 @@ pub(crate) trait Software: Sync {
     /// What it writes into `x-tls-resumed` for a resumed session.
     fn resumed(&self) -> &'static str;
 
-    /// The signal at which it answers what it has and ends.
-    fn graceful(&self) -> &'static str {
-        unimplemented!("{} has no graceful end", self.program())
+    /// The signal at which it answers what it has and ends; `None`: it has none.
+    fn graceful(&self) -> Option<&'static str> {
+        None
     }
 
-    /// The signal at which it reads its configuration again.
-    fn reload(&self) -> &'static str {
-        unimplemented!("{} does not reload at a signal", self.program())
+    /// The signal at which it reads its configuration again; `None`: it has none.
+    fn reload(&self) -> Option<&'static str> {
+        None
     }
 }
 
