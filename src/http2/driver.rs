@@ -434,15 +434,16 @@ impl<S: Carrier> Driver<S> {
                 watch.limit_changed(limit);
             }
         }
-        if !seen.refuses && self.shared.refuses.load(Ordering::Acquire) {
-            seen.refuses = true;
-            watch.refuses();
-        }
         if !seen.goaway
             && let Some(goaway) = tap.goaway()
         {
             seen.goaway = true;
             watch.going_away(goaway);
+        }
+        // After GOAWAY, which may be why.
+        if !seen.refuses && self.shared.refuses.load(Ordering::Acquire) {
+            seen.refuses = true;
+            watch.refuses();
         }
     }
 }

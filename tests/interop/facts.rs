@@ -365,7 +365,12 @@ pub(crate) async fn graceful_stop_answers_what_is_in_flight(software: &'static d
                 let answer = held.await.expect("no panic in it");
                 answer.unwrap_or_else(|error| panic!("{protocols:?}: {error}"));
             }
-            until("the server has ended", || site.process.ended().is_some()).await;
+            // What was connected to while it shut down nobody is told about: nginx waits for its idle timeout.
+            until("the server has ended", || {
+                pool.close_idle();
+                site.process.ended().is_some()
+            })
+            .await;
             let times = processed(&site.backend);
             assert!(
                 times.len() == 4 && times.values().all(|n| *n == 1),
