@@ -79,9 +79,13 @@ impl Route {
         })
     }
 
+    fn may_use_http1(&self) -> bool {
+        self.options.protocols == Protocols::Auto
+    }
+
     /// Where a request goes that needs HTTP/1.1; `None` if the options forbid it.
     fn over_http1(&self) -> Option<&Self> {
-        if self.options.protocols != Protocols::Auto {
+        if !self.may_use_http1() {
             return None;
         }
         Some(self.http1.get_or_init(|| {
@@ -308,7 +312,7 @@ pub(crate) async fn send(
                     idempotent: request.idempotent,
                     has_body: body.is_some(),
                     unsettled,
-                    may_use_http1: route.over_http1().is_some(),
+                    may_use_http1: route.may_use_http1(),
                     ..Failure::new(error, call.recorder.is_reused(), http1)
                 };
                 if error.kind() == ErrorKind::Http1Required && error.is_of_connection() {
