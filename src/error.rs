@@ -42,6 +42,9 @@ pub enum ErrorKind {
     Refused,
     /// The peer takes this request over HTTP/1.1 only (HTTP_1_1_REQUIRED, RFC 9113 §7).
     Http1Required,
+    /// The peer does not speak what the request needs, such as extended CONNECT (RFC 8441); nothing of it
+    /// was sent.
+    Unsupported,
     /// So much of the response was left unread that it was reset, for the sake of the connection's other
     /// responses or of memory.
     SlowReader,

@@ -49,7 +49,7 @@ impl ClientCore {
             Some(&self.headers.load()),
             &self.route.origin,
             body.exact_len(),
-            options.idempotent,
+            options,
         )
         .map_err(named)?;
         let options = self.options.clone().with(options);

@@ -149,7 +149,7 @@ impl ConnectionPool {
             None,
             &origin,
             body.exact_len(),
-            options.idempotent,
+            &options,
         )
         .map_err(|e| e.with_origin(origin.to_string()))?;
         let route = Route::new(origin, self.defaults.connect.clone())?;

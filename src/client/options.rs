@@ -101,6 +101,8 @@ pub struct RequestOptions {
     pub max_body_bytes: Option<usize>,
     /// How long the body waits for `100 Continue`; see [`expect_continue`](Self::expect_continue).
     pub expect_continue: Option<Duration>,
+    /// What a CONNECT wants to speak; see [`extended_connect`](Self::extended_connect).
+    pub extended_connect: Option<Arc<str>>,
     pub(crate) listener: Option<Listener>,
 }
 
@@ -143,6 +145,18 @@ impl RequestOptions {
     /// Worth it for large uploads that may be refused: it costs a round trip.
     pub fn expect_continue(mut self, patience: Duration) -> Self {
         self.expect_continue = Some(patience);
+        self
+    }
+
+    /// Makes a request with method CONNECT and no body an extended CONNECT (RFC 8441): `protocol`, such as
+    /// `websocket`, is spoken over one stream of an HTTP/2 connection that goes on serving other requests.
+    /// A 2xx answer makes the stream a tunnel, see [`Response::upgrade`](super::Response::upgrade); any
+    /// other is a response like others. The request waits until the peer's SETTINGS have come.
+    ///
+    /// A peer that does not allow it, or speaks HTTP/1.1, is told by an error of kind
+    /// [`Unsupported`](crate::ErrorKind::Unsupported); nothing was sent then.
+    pub fn extended_connect(mut self, protocol: impl Into<Arc<str>>) -> Self {
+        self.extended_connect = Some(protocol.into());
         self
     }
 

@@ -1,5 +1,7 @@
 //! A request made ready for the wire: headers of the client merged, framing ours. Pure.
 
+use std::sync::Arc;
+
 use http::header::{
     ACCEPT, CONNECTION, CONTENT_LENGTH, EXPECT, HOST, HeaderName, HeaderValue, TE,
     TRANSFER_ENCODING, UPGRADE, USER_AGENT,
@@ -9,6 +11,8 @@ use http::{HeaderMap, Method, Uri, Version};
 
 use crate::error::Error;
 use crate::origin::Origin;
+
+use super::options::RequestOptions;
 
 const USER_AGENT_VALUE: HeaderValue =
     HeaderValue::from_static(concat!("firstbyte/", env!("CARGO_PKG_VERSION")));
@@ -25,11 +29,13 @@ pub(crate) struct Prepared {
     pub(crate) idempotent: bool,
     /// It may travel as early data, which can be replayed (RFC 8470 §4).
     pub(crate) early: bool,
+    /// What a CONNECT wants to speak (RFC 8441).
+    pub(crate) protocol: Option<Arc<str>>,
 }
 
 impl Prepared {
     /// # Errors
-    /// Invalid: CONNECT, a target that is not ASCII, headers that would lie about framing, host or
+    /// Invalid: CONNECT without a protocol, a target that is not ASCII, headers that would lie about framing, host or
     /// connection.
     pub(crate) fn new(
         method: Method,
@@ -38,13 +44,10 @@ impl Prepared {
         defaults: Option<&HeaderMap>,
         origin: &Origin,
         body_length: Option<u64>,
-        idempotent: Option<bool>,
+        options: &RequestOptions,
     ) -> Result<Self, Error> {
-        if method == Method::CONNECT {
-            return Err(Error::invalid(
-                "method CONNECT is not supported; it needs a proxy",
-            ));
-        }
+        let protocol = options.extended_connect.clone();
+        check_connect(&method, protocol.as_deref(), body_length)?;
         // RFC 9112 §3.2 and RFC 3986 know visible ASCII alone; `http` lets more through.
         if !target.as_str().bytes().all(|b| b.is_ascii_graphic()) {
             return Err(Error::invalid(
@@ -62,6 +65,7 @@ impl Prepared {
         let length = check_framing(&mut headers, origin, body_length)?;
         headers.entry(USER_AGENT).or_insert(USER_AGENT_VALUE);
         headers.entry(ACCEPT).or_insert(ANY);
+        let idempotent = options.idempotent;
         let early = idempotent.unwrap_or_else(|| method.is_safe());
         let idempotent = idempotent
             .unwrap_or_else(|| method.is_idempotent() || headers.contains_key("idempotency-key"));
@@ -72,6 +76,7 @@ impl Prepared {
             length,
             idempotent,
             early,
+            protocol,
         })
     }
 
@@ -100,6 +105,40 @@ impl Prepared {
         *request.headers_mut() = headers;
         request
     }
+}
+
+/// Whether CONNECT is what it can be here: extended, and without a body of its own.
+fn check_connect(
+    method: &Method,
+    protocol: Option<&str>,
+    body_length: Option<u64>,
+) -> Result<(), Error> {
+    let Some(protocol) = protocol else {
+        return if method == Method::CONNECT {
+            Err(Error::invalid(
+                "method CONNECT needs extended_connect (RFC 8441); proxies are set in the options",
+            ))
+        } else {
+            Ok(())
+        };
+    };
+    if method != Method::CONNECT {
+        return Err(Error::invalid(format!(
+            "extended_connect needs method CONNECT, not {method}"
+        )));
+    }
+    // The registry of upgrade tokens (RFC 8441 §9.1, RFC 9110 §16.7), which are header names in form.
+    if HeaderName::from_bytes(protocol.as_bytes()).is_err() {
+        return Err(Error::invalid(
+            "the protocol of extended_connect is no token (RFC 9110 §5.6.2)",
+        ));
+    }
+    if body_length != Some(0) {
+        return Err(Error::invalid(
+            "an extended CONNECT has no body; write to what Response::upgrade returns",
+        ));
+    }
+    Ok(())
 }
 
 /// Takes the caller's framing headers out, after a look at whether they are true.
@@ -208,7 +247,7 @@ pub(crate) fn mark_all_sensitive(headers: &mut HeaderMap) {
 
 #[cfg(test)]
 mod tests {
-    // layering: uses this module and origin, which is below.
+    // layering: uses this module, options beside it, and origin, which is below.
     use super::*;
 
     fn prepare(pairs: &[(&'static str, &str)], length: Option<u64>) -> Result<Prepared, Error> {
@@ -223,7 +262,7 @@ mod tests {
             None,
             &Origin::parse("https://h.test").unwrap(),
             length,
-            None,
+            &RequestOptions::default(),
         )
     }
 
@@ -252,6 +291,39 @@ mod tests {
             prepare(&[("content-length", "9")], None).unwrap().length,
             Some(9)
         );
+    }
+
+    #[test]
+    fn connect_is_extended_or_nothing() {
+        let prepare = |method: Method, protocol: Option<&str>, length| {
+            let options = RequestOptions {
+                extended_connect: protocol.map(Into::into),
+                ..RequestOptions::default()
+            };
+            Prepared::new(
+                method,
+                PathAndQuery::from_static("/chat"),
+                HeaderMap::new(),
+                None,
+                &Origin::parse("https://h.test").unwrap(),
+                length,
+                &options,
+            )
+        };
+        for (method, protocol, length) in [
+            (Method::CONNECT, None, Some(0)),
+            (Method::GET, Some("websocket"), Some(0)),
+            (Method::CONNECT, Some("web socket"), Some(0)),
+            (Method::CONNECT, Some(""), Some(0)),
+            (Method::CONNECT, Some("websocket"), Some(3)),
+            (Method::CONNECT, Some("websocket"), None),
+        ] {
+            let error = prepare(method.clone(), protocol, length).unwrap_err();
+            assert!(error.is_invalid(), "{method} {protocol:?} {length:?}");
+        }
+        let good = prepare(Method::CONNECT, Some("websocket"), Some(0)).unwrap();
+        assert_eq!(good.protocol.as_deref(), Some("websocket"));
+        assert!(!good.idempotent && !good.early);
     }
 
     #[test]
@@ -285,7 +357,7 @@ mod tests {
             Some(&defaults),
             &Origin::parse("https://h").unwrap(),
             Some(0),
-            None,
+            &RequestOptions::default(),
         )
         .unwrap();
         let all = |name| prepared.headers.get_all(name).iter().collect::<Vec<_>>();

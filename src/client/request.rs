@@ -150,6 +150,12 @@ impl RequestBuilder {
         self
     }
 
+    /// Asks to speak `protocol` over a stream of its own; see [`RequestOptions::extended_connect`].
+    pub fn extended_connect(mut self, protocol: impl Into<Arc<str>>) -> Self {
+        self.options = self.options.extended_connect(protocol);
+        self
+    }
+
     /// Tells somebody of informational responses and of the progress of both bodies.
     pub fn listener(mut self, listener: Arc<dyn EventListener>) -> Self {
         self.options = self.options.listener(listener);

@@ -236,7 +236,8 @@ impl Response {
         http::Response::from_parts(self.parts, self.body)
     }
 
-    /// After 101 Switching Protocols: the connection itself.
+    /// After 101 Switching Protocols: the connection itself. After 2xx to an
+    /// [extended CONNECT](super::RequestOptions::extended_connect): its stream.
     ///
     /// # Errors
     /// Invalid if the response is no upgrade.

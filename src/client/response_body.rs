@@ -15,7 +15,7 @@ use crate::clock::now;
 use crate::connection::ConnectionInfo;
 use crate::error::{Error, ErrorKind, ReplaySafety};
 use crate::event::{RequestEvent, RequestRecorder};
-use crate::http2::RecvBody;
+use crate::http2::{RecvBody, Tunnel};
 use crate::metrics::StepMetrics;
 use crate::pool::{H1Lease, H2Lease};
 use crate::sync::lock;
@@ -43,6 +43,8 @@ enum Source {
     H2(RecvBody<H2Lease>),
     /// 101 Switching Protocols.
     Tunnel(H1Lease),
+    /// 2xx to an extended CONNECT.
+    StreamTunnel(RecvBody<H2Lease>),
 }
 
 /// What is known of the call once its response head is there.
@@ -138,6 +140,10 @@ impl ResponseBody {
         Self::new(Source::Tunnel(lease), call, None)
     }
 
+    pub(crate) fn http2_tunnel(body: RecvBody<H2Lease>, call: FinishedCall) -> Self {
+        Self::new(Source::StreamTunnel(body), call, None)
+    }
+
     pub(crate) fn http2(
         mut body: RecvBody<H2Lease>,
         call: FinishedCall,
@@ -208,13 +214,18 @@ impl ResponseBody {
     }
 
     /// After 101 Switching Protocols: the connection itself, with what was read of the new
-    /// protocol already. `None` for any other response.
+    /// protocol already. After 2xx to an extended CONNECT (RFC 8441): its stream. `None` for any other
+    /// response.
     pub fn into_upgraded(mut self) -> Option<Upgraded> {
         match std::mem::replace(&mut self.source, Source::Ended) {
             Source::Tunnel(lease) => {
                 self.call.end();
                 let (stream, left_over, lease) = lease.into_upgraded();
-                Some(Upgraded::new(stream, left_over, lease))
+                Some(Upgraded::connection(stream, left_over, lease))
+            }
+            Source::StreamTunnel(body) => {
+                self.call.end();
+                Tunnel::of(body).map(Upgraded::stream)
             }
             source => {
                 self.source = source;
@@ -253,7 +264,7 @@ impl ResponseBody {
 
     fn poll_source(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         match &mut self.source {
-            Source::Ended | Source::Tunnel(_) => Poll::Ready(None),
+            Source::Ended | Source::Tunnel(_) | Source::StreamTunnel(_) => Poll::Ready(None),
             Source::H1(lease) => lease.http1().poll_body(cx),
             Source::H2(body) => body.poll_body(cx, &mut self.call.recorder),
         }
@@ -262,7 +273,7 @@ impl ResponseBody {
     fn source_is_end(&mut self) -> bool {
         match &mut self.source {
             Source::Ended => true,
-            Source::Tunnel(_) => false,
+            Source::Tunnel(_) | Source::StreamTunnel(_) => false,
             Source::H1(lease) => lease.http1().is_end(),
             Source::H2(body) => body.is_end(),
         }
@@ -278,7 +289,7 @@ impl HttpBody for ResponseBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         let this = &mut *self;
-        if let Source::Ended | Source::Tunnel(_) = this.source {
+        if let Source::Ended | Source::Tunnel(_) | Source::StreamTunnel(_) = this.source {
             return Poll::Ready(None);
         }
         this.call.recorder.emit(RequestEvent::ReadStart);

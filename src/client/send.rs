@@ -408,6 +408,12 @@ async fn exchange(
     lease: Lease,
 ) -> Result<Head, Error> {
     match lease {
+        Lease::H1(_) if request.protocol.is_some() => {
+            let message =
+                "the connection speaks HTTP/1.1, which has no extended CONNECT (RFC 8441)";
+            let error = Error::new(ErrorKind::Unsupported, message).at(Phase::Send);
+            Err(error.with_replay(ReplaySafety::NotSent))
+        }
         Lease::H1(mut lease) => {
             let head = RequestHead {
                 method: &request.method,
@@ -427,6 +433,7 @@ async fn exchange(
                 head: request.http2(&route.origin, &route.authority),
                 length: request.length,
                 expect,
+                protocol: request.protocol.clone(),
             };
             let handle = lease.take_handle();
             let exchange = handle.exchange(outgoing, body, traffic, recorder, lease);
@@ -466,7 +473,11 @@ fn respond(
         }
         Head::H2(head) => {
             let length = length(&head.headers);
-            let body = ResponseBody::http2(head.body, finished, length);
+            let body = if head.is_tunnel {
+                ResponseBody::http2_tunnel(head.body, finished)
+            } else {
+                ResponseBody::http2(head.body, finished, length)
+            };
             (head.status, http::Version::HTTP_2, head.headers, body)
         }
     };

@@ -1,4 +1,4 @@
-//! What remains of a connection when HTTP hands it over.
+//! What remains of a connection, or of a stream, when HTTP hands it over.
 
 use std::io;
 use std::pin::Pin;
@@ -8,22 +8,43 @@ use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::connection::Stream;
-use crate::pool::UpgradedLease;
+use crate::http2::Tunnel;
+use crate::pool::{H2Lease, UpgradedLease};
 
-/// A connection that left HTTP (RFC 9110 §7.8). Reads what came behind the response head first.
+/// A connection that left HTTP (RFC 9110 §7.8), or one stream of an HTTP/2 connection (RFC 8441). Reads what
+/// came behind the response head first.
+///
+/// Shutting it down ends the way out alone: close_notify and FIN, or END_STREAM. Dropping it closes the
+/// connection, or resets the stream unless both ways have ended; other streams notice nothing.
 #[derive(Debug)]
 pub struct Upgraded {
-    left_over: Bytes,
-    stream: Stream,
-    _lease: UpgradedLease,
+    inner: Inner,
+}
+
+#[derive(Debug)]
+enum Inner {
+    Connection {
+        left_over: Bytes,
+        stream: Box<Stream>,
+        _lease: UpgradedLease,
+    },
+    Stream(Box<Tunnel<H2Lease>>),
 }
 
 impl Upgraded {
-    pub(crate) fn new(stream: Stream, left_over: Bytes, lease: UpgradedLease) -> Self {
+    pub(crate) fn connection(stream: Stream, left_over: Bytes, lease: UpgradedLease) -> Self {
         Self {
-            left_over,
-            stream,
-            _lease: lease,
+            inner: Inner::Connection {
+                left_over,
+                stream: Box::new(stream),
+                _lease: lease,
+            },
+        }
+    }
+
+    pub(crate) fn stream(tunnel: Tunnel<H2Lease>) -> Self {
+        Self {
+            inner: Inner::Stream(Box::new(tunnel)),
         }
     }
 }
@@ -34,12 +55,15 @@ impl AsyncRead for Upgraded {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if !self.left_over.is_empty() {
-            let n = self.left_over.len().min(buf.remaining());
-            buf.put_slice(&self.left_over.split_to(n));
-            return Poll::Ready(Ok(()));
+        match &mut self.inner {
+            Inner::Connection { left_over, .. } if !left_over.is_empty() => {
+                let n = left_over.len().min(buf.remaining());
+                buf.put_slice(&left_over.split_to(n));
+                Poll::Ready(Ok(()))
+            }
+            Inner::Connection { stream, .. } => Pin::new(stream).poll_read(cx, buf),
+            Inner::Stream(tunnel) => Pin::new(tunnel).poll_read(cx, buf),
         }
-        Pin::new(&mut self.stream).poll_read(cx, buf)
     }
 }
 
@@ -49,14 +73,23 @@ impl AsyncWrite for Upgraded {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
+        match &mut self.inner {
+            Inner::Connection { stream, .. } => Pin::new(stream).poll_write(cx, buf),
+            Inner::Stream(tunnel) => Pin::new(tunnel).poll_write(cx, buf),
+        }
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        match &mut self.inner {
+            Inner::Connection { stream, .. } => Pin::new(stream).poll_flush(cx),
+            Inner::Stream(tunnel) => Pin::new(tunnel).poll_flush(cx),
+        }
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        match &mut self.inner {
+            Inner::Connection { stream, .. } => Pin::new(stream).poll_shutdown(cx),
+            Inner::Stream(tunnel) => Pin::new(tunnel).poll_shutdown(cx),
+        }
     }
 }

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use h2::client::{Builder, Connection, SendRequest};
 use h2::{Ping, PingPong};
+use tokio::sync::SetOnce;
 use tokio::time::{Sleep, sleep_until, timeout};
 
 use crate::clock::{deadline, now};
@@ -159,6 +160,8 @@ pub(crate) struct Shared {
     late: AtomicBool,
     /// h2 takes no new streams.
     refuses: AtomicBool,
+    /// h2 has the peer's first SETTINGS, or will never have them.
+    settled: SetOnce<()>,
 }
 
 impl Shared {
@@ -172,6 +175,11 @@ impl Shared {
         self.slots.suspect();
         self.refuses.store(true, Ordering::Release);
         self.inbox.bell.notify_one();
+    }
+
+    /// Ready once the peer's SETTINGS are known, or the connection has ended.
+    pub(super) async fn settled(&self) {
+        self.settled.wait().await;
     }
 }
 
@@ -264,6 +272,7 @@ pub(crate) struct Driver<S: Carrier> {
 impl<S: Carrier> Drop for Driver<S> {
     fn drop(&mut self) {
         self.shared.inbox.close();
+        let _ = self.shared.settled.set(());
     }
 }
 
@@ -309,6 +318,7 @@ pub(crate) async fn connect<S: Carrier + 'static>(
         doubted: AtomicBool::new(false),
         late: AtomicBool::new(false),
         refuses: AtomicBool::new(false),
+        settled: SetOnce::new(),
     });
     let handle = Http2 {
         send,
@@ -422,6 +432,7 @@ impl<S: Carrier> Driver<S> {
         let tap = &self.shared.tap;
         if !seen.settings && tap.has_settings() {
             seen.settings = true;
+            let _ = self.shared.settled.set(());
             watch.settled();
         }
         if seen.settings {

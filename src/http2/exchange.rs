@@ -1,15 +1,14 @@
-//! One exchange: request out, response in, from the caller's own future.
+//! One exchange, to the head of its response: from the caller's own future.
 
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use h2::{Reason, RecvStream};
 use http::{HeaderMap, Request, StatusCode};
-use http_body::Frame;
 use tokio::time::{Sleep, sleep};
 
 use crate::body::Body;
@@ -21,6 +20,7 @@ use crate::timing::Phase;
 use super::driver::{Http2, MAX_HEAD};
 use super::fail;
 use super::hold::Hold;
+use super::receive::RecvBody;
 use super::stream::{Parts, Recv};
 use super::upload::Upload;
 
@@ -35,6 +35,8 @@ pub(crate) struct Outgoing {
     pub(crate) length: Option<u64>,
     /// The body waits for 100 Continue, at most for so long (RFC 9110 §10.1.1).
     pub(crate) expect: Option<Duration>,
+    /// What an extended CONNECT wants to speak over its stream (RFC 8441 §4). It has no body.
+    pub(crate) protocol: Option<Arc<str>>,
 }
 
 /// The final head of a response.
@@ -43,6 +45,8 @@ pub(crate) struct ResponseHead<L: Send + 'static> {
     pub(crate) status: StatusCode,
     pub(crate) headers: HeaderMap,
     pub(crate) body: RecvBody<L>,
+    /// The stream is a tunnel from here on.
+    pub(crate) is_tunnel: bool,
 }
 
 impl Http2 {
@@ -54,17 +58,23 @@ impl Http2 {
     /// resets can be paid.
     ///
     /// # Errors
-    /// Kind ConnectionLost, Refused, Http1Required, SlowReader, Protocol, TooLarge or Body; the replay
-    /// safety says what is known.
+    /// Kind ConnectionLost, Refused, Http1Required, Unsupported, SlowReader, Protocol, TooLarge or Body; the
+    /// replay safety says what is known.
     pub(crate) async fn exchange<L: Send + 'static>(
         mut self,
-        request: Outgoing,
+        mut request: Outgoing,
         body: &mut Option<Body>,
         traffic: &Traffic,
         recorder: &mut RequestRecorder,
         lease: L,
     ) -> Result<ResponseHead<L>, Error> {
-        let is_empty = request.length == Some(0);
+        let is_connect = request.protocol.is_some();
+        if let Some(protocol) = request.protocol {
+            self.check_extended_connect().await?;
+            let protocol = h2::ext::Protocol::from(&*protocol);
+            request.head.extensions_mut().insert(protocol);
+        }
+        let is_empty = request.length == Some(0) && !is_connect;
         let shared = &self.shared;
         // A connection that has ended, or is about to, says so here: the request was never sent.
         let not_sent = |e: h2::Error| {
@@ -88,27 +98,48 @@ impl Http2 {
             let mut cx = Context::from_waker(std::task::Waker::noop());
             let _ = upload.poll(&mut cx, &hold.stream);
         }
-        hold.is_sent = upload.is_complete();
+        hold.is_sent = upload.is_complete() && !is_connect;
         self.open();
         let mut waiting = Waiting {
             hold,
             upload,
+            is_connect,
             expect: expect.map(|limit| Box::pin(sleep(limit))),
             upload_told: false,
             informational: 0,
             informational_bytes: 0,
         };
         let response = poll_fn(|cx| waiting.poll(cx, traffic, recorder)).await?;
-        let Waiting { hold, upload, .. } = waiting;
+        let Waiting {
+            mut hold, upload, ..
+        } = waiting;
+        let is_tunnel = is_connect && response.status().is_success();
+        if is_connect && !is_tunnel {
+            // There is nothing more to say.
+            let end = |parts: &mut Parts| parts.send.send_data(Bytes::new(), true).is_ok();
+            hold.is_sent = hold.stream.with(end) == Some(true);
+        }
         Ok(ResponseHead {
             status: response.status(),
+            is_tunnel,
             headers: response.into_parts().0.headers,
-            body: RecvBody {
-                hold: Some(hold),
-                upload: (!upload.is_done()).then_some(upload),
-                data_done: false,
-            },
+            body: RecvBody::new(hold, (!upload.is_done()).then_some(upload)),
         })
+    }
+
+    /// Waits for the peer's SETTINGS, which alone say whether extended CONNECT may be used (RFC 8441 §3).
+    /// How long is the connection's to bound.
+    async fn check_extended_connect(&self) -> Result<(), Error> {
+        self.open();
+        self.shared.settled().await;
+        if self.send.is_extended_connect_protocol_enabled() || !self.has_settings() {
+            // Without SETTINGS the connection has ended, and says so next.
+            return Ok(());
+        }
+        let message = "the peer does not allow extended CONNECT (RFC 8441 §3: \
+            SETTINGS_ENABLE_CONNECT_PROTOCOL is not set)";
+        let error = Error::new(ErrorKind::Unsupported, message);
+        Err(error.at(Phase::Send).with_replay(ReplaySafety::NotSent))
     }
 }
 
@@ -116,6 +147,8 @@ impl Http2 {
 struct Waiting<L: Send + 'static> {
     hold: Hold<L>,
     upload: Upload,
+    /// Our half of the stream stays open.
+    is_connect: bool,
     /// While it is there the body waits for 100 Continue.
     expect: Option<Pin<Box<Sleep>>>,
     upload_told: bool,
@@ -134,7 +167,7 @@ impl<L: Send + 'static> Waiting<L> {
         self.poll_upload(cx, traffic, recorder)?;
         let head = self.with_response(|response| Pin::new(response).poll(cx));
         let Some(head) = head else {
-            return Poll::Ready(Err(cut_off(self.phase())));
+            return Poll::Ready(Err(fail::cut_off(self.phase())));
         };
         let response = ready!(head).map_err(|e| self.fail(e))?;
         let stream = self.hold.stream.id();
@@ -184,7 +217,7 @@ impl<L: Send + 'static> Waiting<L> {
         }
         if self.upload.is_complete() && !self.upload_told {
             self.upload_told = true;
-            self.hold.is_sent = true;
+            self.hold.is_sent = !self.is_connect;
             recorder.emit(RequestEvent::UploadEnd);
         }
         Ok(())
@@ -251,16 +284,6 @@ impl<L: Send + 'static> Waiting<L> {
     }
 }
 
-/// The task took the stream away.
-fn cut_off(phase: Phase) -> Error {
-    Error::new(
-        ErrorKind::SlowReader,
-        "the response was not read while more of it came than may be kept; its stream was reset",
-    )
-    .at(phase)
-    .with_replay(ReplaySafety::Processed)
-}
-
 /// The size of headers, counted as RFC 9113 §6.5.2 counts.
 fn size(headers: &HeaderMap) -> usize {
     const OVERHEAD: usize = 32;
@@ -288,158 +311,4 @@ fn head_too_large(what: &str, limit: usize) -> Error {
     )
     .at(Phase::Wait)
     .with_replay(ReplaySafety::Processed)
-}
-
-/// The body of a response. Dropping it before its end resets the stream, at once or as soon as resets can
-/// be paid.
-#[derive(Debug)]
-pub(crate) struct RecvBody<L: Send + 'static> {
-    /// `None` once the response has ended or failed.
-    hold: Option<Hold<L>>,
-    /// A request body that outlives the response head (RFC 9113 §8.1 allows both ways at once).
-    upload: Option<Upload>,
-    data_done: bool,
-}
-
-impl<L: Send + 'static> RecvBody<L> {
-    /// The slot; `None` once the response has ended or failed.
-    pub(crate) fn lease(&self) -> Option<&L> {
-        self.hold.as_ref().map(Hold::lease)
-    }
-
-    /// The next frame. Window is given back to the peer as frames are handed out.
-    pub(crate) fn poll_body(
-        &mut self,
-        cx: &mut Context<'_>,
-        recorder: &mut RequestRecorder,
-    ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
-        if let Err(error) = self.poll_upload(cx, recorder) {
-            self.end();
-            let error = error
-                .at(Phase::Receive)
-                .with_replay(ReplaySafety::Processed);
-            return Poll::Ready(Some(Err(error)));
-        }
-        let Some(hold) = &self.hold else {
-            return Poll::Ready(None);
-        };
-        if !self.data_done {
-            match ready!(Self::poll_data(hold, cx)) {
-                Some(Ok(data)) => {
-                    hold.taken(data.len());
-                    return Poll::Ready(Some(Ok(Frame::data(data))));
-                }
-                Some(Err(e)) => return Poll::Ready(Some(Err(self.failed(e)))),
-                None => self.data_done = true,
-            }
-        }
-        let trailers = hold.stream.with(|parts| match &mut parts.recv {
-            Recv::Body(recv) => recv.poll_trailers(cx).map_err(Failed::H2),
-            Recv::Head(_) | Recv::Unwanted => Poll::Ready(Err(Failed::CutOff)),
-        });
-        match ready!(trailers.unwrap_or(Poll::Ready(Err(Failed::CutOff)))) {
-            Ok(trailers) => {
-                self.end();
-                Poll::Ready(trailers.map(|t| Ok(Frame::trailers(t))))
-            }
-            Err(e) => Poll::Ready(Some(Err(self.failed(e)))),
-        }
-    }
-
-    fn poll_data(hold: &Hold<L>, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Failed>>> {
-        let polled = hold.stream.with(|parts: &mut Parts| {
-            let Recv::Body(recv) = &mut parts.recv else {
-                return Poll::Ready(Some(Err(Failed::CutOff)));
-            };
-            let next = ready!(recv.poll_data(cx));
-            if let Some(Ok(data)) = &next {
-                // Fails only when the stream is gone, which the next poll tells.
-                let _ = recv.flow_control().release_capacity(data.len());
-            }
-            let is_over = is_stopped_after_its_end(&next, recv);
-            Poll::Ready(
-                next.filter(|_| !is_over)
-                    .map(|next| next.map_err(Failed::H2)),
-            )
-        });
-        polled.unwrap_or(Poll::Ready(Some(Err(Failed::CutOff))))
-    }
-
-    fn poll_upload(
-        &mut self,
-        cx: &mut Context<'_>,
-        recorder: &mut RequestRecorder,
-    ) -> Result<(), Error> {
-        let (Some(upload), Some(hold)) = (&mut self.upload, &mut self.hold) else {
-            return Ok(());
-        };
-        let polled = upload.poll(cx, &hold.stream);
-        recorder.emit(RequestEvent::BodySent {
-            bytes: upload.sent(),
-            total: upload.total(),
-        });
-        if upload.is_done() {
-            if upload.is_complete() {
-                hold.is_sent = true;
-                recorder.emit(RequestEvent::UploadEnd);
-            }
-            self.upload = None;
-        }
-        match polled {
-            Poll::Ready(Err(error)) => Err(error),
-            _ => Ok(()),
-        }
-    }
-
-    fn failed(&mut self, why: Failed) -> Error {
-        let error = match (why, &self.hold) {
-            (Failed::H2(error), Some(hold)) if error.is_io() && hold.shared.is_late() => {
-                Error::new(ErrorKind::ConnectionLost, fail::UNRESPONSIVE)
-            }
-            (Failed::H2(error), Some(hold)) => {
-                let tap = &hold.shared.tap;
-                fail::describe(error, tap, Phase::Receive, ReplaySafety::Processed)
-            }
-            _ => cut_off(Phase::Receive),
-        };
-        self.end();
-        error
-    }
-
-    /// Lets go of the stream. A request body that is still on its way is stopped: with the response
-    /// complete nobody waits for it (RFC 9113 §8.1).
-    fn end(&mut self) {
-        if let (Some(_), Some(hold)) = (self.upload.take(), &self.hold) {
-            hold.stream
-                .with(|parts| parts.send.send_reset(Reason::NO_ERROR));
-        }
-        self.hold = None;
-    }
-
-    /// Whether nothing more will come. Lets go of the stream then.
-    pub(crate) fn is_end(&mut self) -> bool {
-        let Some(hold) = &self.hold else { return true };
-        let is_end = hold.stream.with(|parts| match &parts.recv {
-            Recv::Body(recv) => recv.is_end_stream(),
-            Recv::Head(_) | Recv::Unwanted => false,
-        });
-        if is_end == Some(true) {
-            self.end();
-            return true;
-        }
-        false
-    }
-}
-
-/// Why a body does not go on.
-enum Failed {
-    H2(h2::Error),
-    CutOff,
-}
-
-/// RFC 9113 §8.1: NO_ERROR after a complete response only stops the request body.
-fn is_stopped_after_its_end(next: &Option<Result<Bytes, h2::Error>>, recv: &RecvStream) -> bool {
-    matches!(next, Some(Err(e)) if e.is_reset()
-        && e.reason() == Some(Reason::NO_ERROR)
-        && recv.is_end_stream())
 }

@@ -92,6 +92,16 @@ pub(super) fn describe(
     }
 }
 
+/// The task took the stream away.
+pub(super) fn cut_off(phase: Phase) -> Error {
+    Error::new(
+        ErrorKind::SlowReader,
+        "the response was not read while more of it came than may be kept; its stream was reset",
+    )
+    .at(phase)
+    .with_replay(ReplaySafety::Processed)
+}
+
 /// The connection ended below HTTP/2.
 fn lost(error: h2::Error, tap: &TapState) -> Error {
     if tap.is_flooded() {

@@ -12,19 +12,23 @@ mod fail;
 mod health;
 mod hold;
 mod ledger;
+mod receive;
 mod resets;
 mod stream;
 mod streams;
 mod tap;
+mod tunnel;
 mod unread;
 mod upload;
 
 pub use driver::Http2Options;
 pub(crate) use driver::{Doubter, Driver, Http2, Killer, Patience, Watch, connect};
-pub(crate) use exchange::{Outgoing, RecvBody, ResponseHead};
+pub(crate) use exchange::{Outgoing, ResponseHead};
+pub(crate) use receive::RecvBody;
 pub(crate) use streams::{Released, Taken};
 pub(crate) use tap::GoAway;
 #[cfg(any(test, fuzzing))]
 pub(crate) use tap::check_splits as check_tap;
+pub(crate) use tunnel::Tunnel;
 #[cfg(any(test, fuzzing))]
 pub(crate) use unread::check_operations as check_unread;

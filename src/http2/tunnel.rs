@@ -1,0 +1,132 @@
+//! A stream as a byte stream, after an extended CONNECT was accepted (RFC 8441 §5, RFC 9113 §8.5).
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf, Bytes};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use crate::error::ErrorKind;
+
+use super::hold::Hold;
+use super::receive::{Failed, RecvBody, poll_data};
+
+/// The most that one write hands over.
+const MAX_WRITE: usize = 64 * 1024;
+
+/// Either way ends for itself. Dropped before both have ended the stream is reset, and nothing else.
+#[derive(Debug)]
+pub(crate) struct Tunnel<L: Send + 'static> {
+    hold: Hold<L>,
+    /// What of the last frame was not read yet.
+    rest: Bytes,
+    is_read: bool,
+}
+
+impl<L: Send + 'static> Tunnel<L> {
+    /// The stream of an accepted request; `None` if it is over.
+    pub(crate) fn of(body: RecvBody<L>) -> Option<Self> {
+        Some(Self {
+            hold: body.into_hold()?,
+            rest: Bytes::new(),
+            is_read: false,
+        })
+    }
+
+    fn failed(&self, why: Failed) -> io::Error {
+        let error = why.describe(&self.hold);
+        let kind = match error.kind() {
+            ErrorKind::ConnectionLost | ErrorKind::Refused | ErrorKind::SlowReader => {
+                io::ErrorKind::ConnectionReset
+            }
+            _ => io::ErrorKind::InvalidData,
+        };
+        io::Error::new(kind, error)
+    }
+}
+
+impl<L: Send + Unpin + 'static> AsyncRead for Tunnel<L> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        while this.rest.is_empty() && !this.is_read {
+            match ready!(poll_data(&this.hold, cx)) {
+                Some(Ok(data)) => {
+                    this.hold.taken(data.len());
+                    this.rest = data;
+                }
+                Some(Err(why)) => return Poll::Ready(Err(this.failed(why))),
+                None => this.is_read = true,
+            }
+        }
+        let n = this.rest.len().min(buf.remaining());
+        buf.put_slice(&this.rest[..n]);
+        this.rest.advance(n);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<L: Send + Unpin + 'static> AsyncWrite for Tunnel<L> {
+    /// Takes what the peer's window has room for, and waits while it has none.
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        if buf.is_empty() {
+            return Poll::Ready(Ok(0));
+        }
+        let this = self.get_mut();
+        if this.hold.is_sent {
+            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+        }
+        let written = this.hold.stream.with(|parts| {
+            let send = &mut parts.send;
+            send.reserve_capacity(buf.len().min(MAX_WRITE));
+            while send.capacity() == 0 {
+                match ready!(send.poll_capacity(cx)) {
+                    Some(Ok(_)) => {}
+                    Some(Err(error)) => return Poll::Ready(Err(Failed::H2(error))),
+                    None => return Poll::Ready(Ok(None)),
+                }
+            }
+            let n = send.capacity().min(buf.len());
+            let sent = send.send_data(Bytes::copy_from_slice(&buf[..n]), false);
+            Poll::Ready(sent.map(|()| Some(n)).map_err(Failed::H2))
+        });
+        match ready!(written.unwrap_or(Poll::Ready(Err(Failed::CutOff)))) {
+            Ok(Some(n)) => Poll::Ready(Ok(n)),
+            Ok(None) => Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
+            Err(why) => Poll::Ready(Err(this.failed(why))),
+        }
+    }
+
+    /// What was written is the connection's task's to send.
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    /// Ends our half (END_STREAM).
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if this.hold.is_sent {
+            return Poll::Ready(Ok(()));
+        }
+        let ended = this
+            .hold
+            .stream
+            .with(|parts| parts.send.send_data(Bytes::new(), true));
+        match ended {
+            Some(Ok(())) => {
+                this.hold.is_sent = true;
+                Poll::Ready(Ok(()))
+            }
+            Some(Err(error)) => Poll::Ready(Err(this.failed(Failed::H2(error)))),
+            None => Poll::Ready(Err(this.failed(Failed::CutOff))),
+        }
+    }
+}
