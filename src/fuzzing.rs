@@ -36,6 +36,11 @@ pub fn h2_tap(data: &[u8]) {
     }
 }
 
+/// A whole HTTP/2 connection over memory, three bytes an operation.
+pub fn h2_connection(data: &[u8]) {
+    http2::check_connection(data);
+}
+
 /// What the readers of a connection leave unread, two bytes an operation.
 pub fn h2_unread(data: &[u8]) {
     http2::check_unread(data);
@@ -84,7 +89,7 @@ mod tests {
     type Target = fn(&[u8]);
 
     /// Every target with the bytes that its format is made of.
-    const TARGETS: [(&str, Target, &[u8]); 9] = [
+    const TARGETS: [(&str, Target, &[u8]); 10] = [
         ("h1_head", h1_head, b"HTTP/1.10 2\r\n\t:aZ-\0;=\x80"),
         (
             "h1_chunked",
@@ -100,6 +105,13 @@ mod tests {
             "h2_tap",
             h2_tap,
             &[0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0x80, 0xff],
+        ),
+        (
+            "h2_connection",
+            h2_connection,
+            &[
+                0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 0x80, 0x81, 0x90, 0xff,
+            ],
         ),
         (
             "h2_unread",
@@ -255,6 +267,11 @@ mod tests {
     #[test]
     fn h2_tap_holds_over_random_input() {
         drive("h2_tap");
+    }
+
+    #[test]
+    fn h2_connection_holds_over_random_operations() {
+        drive("h2_connection");
     }
 
     #[test]

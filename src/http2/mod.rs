@@ -13,6 +13,8 @@ mod health;
 mod hold;
 mod ledger;
 mod receive;
+#[cfg(any(test, fuzzing))]
+mod replay;
 mod resets;
 mod stream;
 mod streams;
@@ -25,6 +27,8 @@ pub use driver::Http2Options;
 pub(crate) use driver::{Doubter, Driver, Http2, Killer, Patience, Watch, connect};
 pub(crate) use exchange::{Outgoing, ResponseHead};
 pub(crate) use receive::RecvBody;
+#[cfg(any(test, fuzzing))]
+pub(crate) use replay::check_connection;
 pub(crate) use streams::{Released, Taken};
 pub(crate) use tap::GoAway;
 #[cfg(any(test, fuzzing))]

@@ -35,6 +35,12 @@ impl<L: Send + 'static> RecvBody<L> {
         }
     }
 
+    /// The id of its stream; `None` if it is over.
+    #[cfg(any(test, fuzzing))]
+    pub(super) fn stream_id(&self) -> Option<u32> {
+        self.hold.as_ref().map(|hold| hold.stream.id())
+    }
+
     /// The stream itself; `None` if it is over.
     pub(super) fn into_hold(self) -> Option<Hold<L>> {
         self.hold
