@@ -33,7 +33,7 @@ use super::tap::GoAway;
 use super::tunnel::Tunnel;
 
 /// Requests of one input.
-const MAX_REQUESTS: usize = 24;
+const MAX_REQUESTS: usize = 250;
 /// Polls after one operation; more is a loop that feeds itself.
 const MAX_POLLS: usize = 20_000;
 
@@ -42,7 +42,7 @@ const MAX_POLLS: usize = 20_000;
 struct Line {
     /// Sent by the peer and not read yet.
     incoming: VecDeque<u8>,
-    /// The most that one read brings.
+    /// The most that one read brings; with 0 it waits.
     piece: usize,
     /// How the peer has ended.
     end: Option<End>,
@@ -79,6 +79,11 @@ impl Line {
         Self::wake(&mut self.writer);
     }
 
+    fn read_by(&mut self, piece: usize) {
+        self.piece = piece;
+        Self::wake(&mut self.reader);
+    }
+
     fn give_room(&mut self, n: usize) {
         self.room = self.room.saturating_add(n);
         Self::wake(&mut self.writer);
@@ -102,7 +107,7 @@ impl AsyncRead for Wire {
             buf.put_slice(&bytes);
             return Poll::Ready(Ok(()));
         }
-        match line.end {
+        match line.end.filter(|_| line.piece > 0) {
             Some(End::Fin) => Poll::Ready(Ok(())),
             Some(End::Reset) => Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())),
             None => {
@@ -487,8 +492,16 @@ impl Scene {
             }
             3 | 4 => {
                 let end = u8::from(b & 0x80 != 0);
-                let content = vec![b; usize::from(b & 0x7f) * if high > 8 { 100 } else { 1 }];
-                self.peer_sends_frame(0, end, stream, &content);
+                let len = usize::from(b & 0x7f) * if high > 8 { 100 } else { 1 };
+                let content: Vec<u8> = (0..len).map(|n| (n % 251) as u8 ^ b).collect();
+                if operation % 16 == 4 && high > 12 {
+                    // More of them than one stream may leave unread.
+                    for byte in content.iter().take(700) {
+                        self.peer_sends_frame(0, 0, stream, &[*byte]);
+                    }
+                } else {
+                    self.peer_sends_frame(0, end, stream, &content);
+                }
             }
             5 => {
                 // Padded.
@@ -520,10 +533,21 @@ impl Scene {
             12 => {
                 let mut line = lock(&self.line);
                 if a & 1 == 0 {
-                    line.piece = usize::from(b) + 1;
+                    line.read_by(usize::from(b));
                 } else {
                     line.room = 0;
                     line.give_room(usize::from(b) * usize::from(high));
+                }
+            }
+            13 if high > 12 => {
+                // More of them than resets are paid at once.
+                let from = self.asked.len();
+                for _ in 0..b {
+                    self.ask(0, 0);
+                }
+                self.run(false);
+                for asked in &mut self.asked[from..] {
+                    asked.stage = Stage::Dropped;
                 }
             }
             13 => {
@@ -538,6 +562,7 @@ impl Scene {
                     asked.poll(true, &mut self.unsent);
                 }
             }
+            _ if a == 0xfd => self.handle = None,
             _ if a == 0xff => lock(&self.line).end(End::Reset),
             _ if a == 0xfe => lock(&self.line).end(End::Fin),
             _ => self.peer_sends(&[a, b]),
@@ -546,10 +571,9 @@ impl Scene {
 
     /// The peer ends, everybody reads to the end of what there is, and lets go.
     fn end(mut self) {
-        self.handle = None;
         {
             let mut line = lock(&self.line);
-            line.piece = usize::MAX;
+            line.read_by(usize::MAX);
             line.give_room(usize::MAX);
             line.end(End::Fin);
         }
