@@ -3,18 +3,11 @@
 
 mod common;
 
-use std::io;
-use std::pin::Pin;
-use std::task::{Context, Poll};
+use bytes::BytesMut;
+use criterion::{Criterion, criterion_group, criterion_main};
+use firstbyte::Protocols;
 
-use bytes::{Buf, Bytes};
-use criterion::measurement::WallTime;
-use criterion::{BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main};
-use firstbyte::io::{BoxFuture, Dial, DialTarget, Transport};
-use firstbyte::{Client, ConnectionPool};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-
-use common::{loopback, runtime};
+use common::memory::{Peer, measure};
 
 const BODY: usize = 64 * 1024;
 const CHUNKS: usize = 1000;
@@ -23,128 +16,43 @@ const CHUNK: usize = 20;
 
 fn http1_codec(c: &mut Criterion) {
     let mut group = c.benchmark_group("http1_codec");
-    let empty = "content-length: 0\r\n";
-    measure(&mut group, "head_short", 0, response(empty, b""));
-
     let headers: String = (1..20)
         .map(|n| format!("x-header-{n}: value number {n}\r\n"))
         .collect();
-    measure(
-        &mut group,
-        "head_20_headers",
-        0,
-        response(&format!("{headers}{empty}"), b""),
-    );
-
+    let empty = "content-length: 0\r\n";
+    let many = format!("{headers}{empty}");
     let length = format!("content-length: {BODY}\r\n");
-    let body = response(&length, &[b'x'; BODY]);
-    measure(&mut group, "body_64_kib_content_length", BODY, body);
-
     let chunk = format!("{CHUNK:x}\r\n{}\r\n", "x".repeat(CHUNK));
     let chunks = format!("{}0\r\n\r\n", chunk.repeat(CHUNKS));
-    let chunked = response("transfer-encoding: chunked\r\n", chunks.as_bytes());
-    measure(&mut group, "body_1000_chunks", CHUNK * CHUNKS, chunked);
+    let chunked = "transfer-encoding: chunked\r\n";
+    for (name, body_length, headers, body) in [
+        ("head_short", 0, empty, &b""[..]),
+        ("head_20_headers", 0, &many, b""),
+        ("body_64_kib_content_length", BODY, &length, &[b'x'; BODY]),
+        (
+            "body_1000_chunks",
+            CHUNK * CHUNKS,
+            chunked,
+            chunks.as_bytes(),
+        ),
+    ] {
+        let head = format!("HTTP/1.1 200 OK\r\n{headers}\r\n");
+        let response = [head.as_bytes(), body].concat();
+        measure(&mut group, name, Protocols::Http1, body_length, move || {
+            Canned(response.clone())
+        });
+    }
     group.finish();
 }
 
-fn response(headers: &str, body: &[u8]) -> Bytes {
-    let head = format!("HTTP/1.1 200 OK\r\n{headers}\r\n");
-    [head.as_bytes(), body].concat().into()
-}
+/// Always the same response.
+struct Canned(Vec<u8>);
 
-fn measure(
-    group: &mut BenchmarkGroup<'_, WallTime>,
-    name: &str,
-    body_length: usize,
-    response: Bytes,
-) {
-    let pool = loopback("codec.test").dialer(InMemory { response });
-    let pool: ConnectionPool = pool.build().expect("valid options");
-    let client = pool
-        .client_builder("http://codec.test/")
-        .build()
-        .expect("a valid URL");
-    let runtime = runtime();
-    assert_eq!(runtime.block_on(exchange(&client)), body_length);
-    if body_length > 0 {
-        group.throughput(Throughput::Bytes(body_length as u64));
-    }
-    group.bench_function(name, |bencher| {
-        bencher.to_async(&runtime).iter(|| exchange(&client));
-    });
-    assert_eq!(
-        pool.stats().connections_created,
-        1,
-        "{name}: always the same connection"
-    );
-}
-
-/// A GET whose body is read piece by piece; its length.
-async fn exchange(client: &Client) -> usize {
-    let mut response = client.get("/").send().await.expect("the peer is sound");
-    let mut length = 0;
-    while let Some(piece) = response.chunk().await.expect("the peer is sound") {
-        length += piece.len();
-    }
-    length
-}
-
-/// Opens connections to [`Peer`]s.
-struct InMemory {
-    response: Bytes,
-}
-
-impl Dial for InMemory {
-    fn dial(&self, _: DialTarget) -> BoxFuture<'static, io::Result<Transport>> {
-        let peer = Peer {
-            response: self.response.clone(),
-            answer: Bytes::new(),
-        };
-        Box::pin(async { Ok(Transport::custom(peer)) })
-    }
-}
-
-/// The other end, in the very task that writes to it: once it has seen the end of a request, its
-/// response can be read. It needs no waker, since nobody reads before having written.
-struct Peer {
-    response: Bytes,
-    answer: Bytes,
-}
-
-impl AsyncWrite for Peer {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        _: &mut Context<'_>,
-        request: &[u8],
-    ) -> Poll<io::Result<usize>> {
+impl Peer for Canned {
+    fn answer(&mut self, request: &[u8], answer: &mut BytesMut) {
         // A GET leaves in one write.
-        assert!(request.ends_with(b"\r\n\r\n") && self.answer.is_empty());
-        self.answer = self.response.clone();
-        Poll::Ready(Ok(request.len()))
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl AsyncRead for Peer {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        _: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        if self.answer.is_empty() {
-            return Poll::Pending;
-        }
-        let taken = self.answer.len().min(buf.remaining());
-        buf.put_slice(&self.answer[..taken]);
-        self.answer.advance(taken);
-        Poll::Ready(Ok(()))
+        assert!(request.ends_with(b"\r\n\r\n") && answer.is_empty());
+        answer.extend_from_slice(&self.0);
     }
 }
 

@@ -33,6 +33,7 @@ pub fn h1_exchange(data: &[u8]) {
 pub fn h2_tap(data: &[u8]) {
     if let Some((&piece, input)) = data.split_first() {
         http2::check_tap(input, usize::from(piece));
+        http2::check_reads(input, usize::from(piece), usize::from(piece % 16));
     }
 }
 
@@ -184,6 +185,9 @@ mod tests {
         for seed in seeds("h2_tap") {
             for piece in 1..seed.len() {
                 http2::check_tap(&seed[1..], piece);
+                for room in 1..24 {
+                    http2::check_reads(&seed[1..], piece, room);
+                }
             }
         }
     }

@@ -4,6 +4,7 @@
 // Each bench includes this module whole and uses a part of it.
 #![allow(dead_code)]
 
+pub(crate) mod memory;
 #[path = "../../tests/support/mod.rs"]
 pub(crate) mod support;
 

@@ -28,7 +28,7 @@ pub(crate) use driver::{Doubter, Driver, Http2, Killer, Patience, Watch, connect
 pub(crate) use exchange::{Outgoing, ResponseHead};
 pub(crate) use receive::RecvBody;
 #[cfg(any(test, fuzzing))]
-pub(crate) use replay::check_connection;
+pub(crate) use replay::{check_connection, check_reads};
 pub(crate) use streams::{Released, Taken};
 pub(crate) use tap::GoAway;
 #[cfg(any(test, fuzzing))]
