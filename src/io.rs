@@ -14,13 +14,14 @@ use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
-use tokio::io::{AsyncBufRead, AsyncRead, AsyncWrite, ReadBuf};
+use bytes::BytesMut;
+use tokio::io::{AsyncBufRead, AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 #[cfg(unix)]
 use tokio::net::UnixStream;
@@ -297,12 +298,12 @@ pub(crate) struct Wire<T> {
     /// A write error met while reading: told to the next writer, so that it never hides a
     /// response that has arrived.
     write_error: Option<io::Error>,
-    buffer: Option<Box<[u8]>>,
+    /// What was read, up to `start` consumed. Without capacity while nothing is expected.
+    buffer: BytesMut,
+    start: usize,
     expected: Expected,
     /// The end, or the error, that was read ahead.
     ended: Option<io::Result<()>>,
-    start: usize,
-    end: usize,
     last_read: Option<Instant>,
     written: u64,
     read: u64,
@@ -316,11 +317,10 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Wire<T> {
             cork: Cork::UntilRead,
             out: Vec::new(),
             write_error: None,
-            buffer: None,
+            buffer: BytesMut::new(),
+            start: 0,
             expected: Expected::Something,
             ended: None,
-            start: 0,
-            end: 0,
             last_read: None,
             written: 0,
             read: 0,
@@ -353,7 +353,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Wire<T> {
         &mut self,
         read: impl FnOnce(&mut T, &mut [u8]) -> Option<io::Result<usize>>,
     ) {
-        if self.start < self.end {
+        if self.has_unread() {
             return;
         }
         let mut scrap = [0; 64];
@@ -363,26 +363,36 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Wire<T> {
             Some(Err(e)) if e.kind() == io::ErrorKind::Interrupted => {}
             Some(Err(e)) => self.ended = Some(Err(e)),
             Some(Ok(0)) => self.ended = Some(Ok(())),
-            Some(Ok(n)) => {
-                self.filled(0, n);
-                self.buffer_mut()[..n].copy_from_slice(&scrap[..n]);
-            }
+            Some(Ok(n)) => self.keep(&scrap[..n]),
         }
     }
 
-    /// So much of the buffer has been read.
-    fn filled(&mut self, start: usize, end: usize) {
-        self.start = start;
-        self.end = end;
-        if end > start {
-            self.read += (end - start) as u64;
+    /// So much was read.
+    fn count(&mut self, n: usize) {
+        if n > 0 {
+            self.read += n as u64;
             self.last_read = Some(clock::now());
         }
     }
 
-    fn buffer_mut(&mut self) -> &mut [u8] {
-        self.buffer
-            .get_or_insert_with(|| vec![0; READ_BUFFER].into_boxed_slice())
+    fn has_unread(&self) -> bool {
+        self.start < self.buffer.len()
+    }
+
+    /// Makes room for a read. It is not initialized, which would cost more than the read.
+    fn make_room(&mut self) {
+        self.buffer.clear();
+        self.start = 0;
+        self.buffer.reserve(READ_BUFFER);
+    }
+
+    /// Keeps what was read elsewhere.
+    fn keep(&mut self, bytes: &[u8]) {
+        self.count(bytes.len());
+        if !bytes.is_empty() {
+            self.make_room();
+            self.buffer.extend_from_slice(bytes);
+        }
     }
 
     /// The transport below.
@@ -448,8 +458,9 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Carrier for Wire<T> {
     }
 
     fn release_buffers(&mut self) {
-        if self.start == self.end {
-            self.buffer = None;
+        if !self.has_unread() {
+            self.buffer = BytesMut::new();
+            self.start = 0;
         }
         if self.out.is_empty() {
             self.out = Vec::new();
@@ -472,15 +483,11 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Wire<T> {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        if this.start == this.end && buf.remaining() >= READ_BUFFER {
+        if !this.has_unread() && buf.remaining() >= READ_BUFFER {
             this.release_flight(cx);
             let before = buf.filled().len();
             ready!(Pin::new(&mut this.io).poll_read(cx, buf))?;
-            let read = buf.filled().len() - before;
-            if read > 0 {
-                this.read += read as u64;
-                this.last_read = Some(clock::now());
-            }
+            this.count(buf.filled().len() - before);
             return Poll::Ready(Ok(()));
         }
         let bytes = ready!(self.as_mut().poll_fill_buf(cx))?;
@@ -496,35 +503,31 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncBufRead for Wire<T> {
     fn poll_fill_buf(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<&[u8]>> {
         let this = self.get_mut();
         this.release_flight(cx);
-        if this.start == this.end {
+        if !this.has_unread() {
             if let Some(ended) = this.ended.take() {
                 return Poll::Ready(ended.map(|()| &[][..]));
             }
-            if this.expected == Expected::Something || this.buffer.is_some() {
-                this.buffer_mut();
-                let buffer = this.buffer.as_deref_mut().unwrap_or_default();
-                let mut read = ReadBuf::new(buffer);
-                ready!(Pin::new(&mut this.io).poll_read(cx, &mut read))?;
-                let end = read.filled().len();
-                this.filled(0, end);
+            if this.expected == Expected::Something || this.buffer.capacity() > 0 {
+                this.make_room();
+                let Self { io, buffer, .. } = this;
+                // It keeps nothing between polls.
+                let read = pin!(io.read_buf(buffer));
+                let n = ready!(read.poll(cx))?;
+                this.count(n);
             } else {
                 let mut scrap = [0; 64];
                 let mut read = ReadBuf::new(&mut scrap);
                 ready!(Pin::new(&mut this.io).poll_read(cx, &mut read))?;
-                let end = read.filled().len();
-                this.filled(0, end);
-                if end > 0 {
-                    this.buffer_mut()[..end].copy_from_slice(&scrap[..end]);
-                }
+                let n = read.filled().len();
+                this.keep(&scrap[..n]);
             }
         }
-        let buffer = this.buffer.as_deref().unwrap_or_default();
-        Poll::Ready(Ok(&buffer[this.start..this.end]))
+        Poll::Ready(Ok(&this.buffer[this.start..]))
     }
 
     fn consume(self: Pin<&mut Self>, n: usize) {
         let this = self.get_mut();
-        this.start = (this.start + n).min(this.end);
+        this.start = (this.start + n).min(this.buffer.len());
     }
 }
 
@@ -693,6 +696,6 @@ mod tests {
         wire.release_buffers();
         assert_eq!(wire.read_u8().await.unwrap(), b'b');
         wire.release_buffers();
-        assert!(wire.buffer.is_none());
+        assert_eq!(wire.buffer.capacity(), 0);
     }
 }

@@ -3,6 +3,7 @@
 //! Appending is what httpx does and never RFC 3986 joining: `/v1` and `/chat` give `/v1/chat`, so
 //! that a leading slash does not lose the base path.
 
+use bytes::Bytes;
 use http::uri::PathAndQuery;
 
 use crate::error::Error;
@@ -45,6 +46,11 @@ impl BaseUrl {
         path: &str,
         query: &[(String, String)],
     ) -> Result<PathAndQuery, Error> {
+        if query.is_empty()
+            && let Some(target) = self.append_plain(path)
+        {
+            return Ok(target);
+        }
         let target = if has_scheme(path) {
             let (origin, target) = parse_url(path)?;
             if origin != self.origin {
@@ -76,6 +82,27 @@ impl BaseUrl {
         }
         PathAndQuery::from_maybe_shared(merged.into_bytes())
             .map_err(|e| Error::invalid("URL path is not valid").with_source(e))
+    }
+
+    /// The same for what the URL standard leaves as it is, which is nearly all: nothing to encode, no
+    /// segment that climbs, no scheme.
+    fn append_plain(&self, path: &str) -> Option<PathAndQuery> {
+        let mut before = b'/';
+        for byte in path.bytes() {
+            let is_plain = byte.is_ascii_alphanumeric() || b"-_~!$&()*+,;=:@/.?".contains(&byte);
+            if !is_plain || matches!((before, byte), (b'/', b'.') | (b':', b'/')) {
+                return None;
+            }
+            before = byte;
+        }
+        if self.query.is_some() || before == b'?' {
+            return None;
+        }
+        let path = path.trim_start_matches('/');
+        let mut target = String::with_capacity(self.path.len() + path.len());
+        target.push_str(&self.path);
+        target.push_str(path);
+        PathAndQuery::from_maybe_shared(Bytes::from(target)).ok()
     }
 
     fn append(&self, path: &str) -> Result<String, Error> {
@@ -143,6 +170,23 @@ mod tests {
         let base = BaseUrl::parse("https://h/v1?a=1").unwrap();
         let query = [("k&".to_owned(), "v w".to_owned())];
         assert_eq!(base.target("x", &query).unwrap(), "/v1/x?a=1&k%26=v+w");
+    }
+
+    proptest::proptest! {
+        /// The short way gives what the long one gives, or declines.
+        #[test]
+        fn plain_paths_are_what_the_url_standard_makes_of_them(
+            path in "[a-c./:?&=%@~'\\\\ é-]{0,12}",
+            base in proptest::sample::select(vec!["https://h", "https://h/v1", "https://h/v1/?k"]),
+        ) {
+            let base = BaseUrl::parse(base).unwrap();
+            if let Some(short) = base.append_plain(&path) {
+                let long = base.append(&path).expect("it is plain");
+                let long = long.strip_suffix('?').unwrap_or(&long);
+                proptest::prop_assert_eq!(short.as_str(), long);
+                proptest::prop_assert!(!has_scheme(&path));
+            }
+        }
     }
 
     #[test]

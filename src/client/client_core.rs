@@ -13,7 +13,7 @@ use crate::pool::Pool;
 use super::base_url::BaseUrl;
 use super::options::{CallOptions, RequestOptions};
 use super::prepare::{Prepared, mark_all_sensitive};
-use super::response::Response;
+use super::response::{Response, ResponseUrl};
 use super::response_body::ResponseBody;
 use super::send::{Route, send};
 
@@ -40,7 +40,7 @@ impl ClientCore {
     ) -> Result<Response, Error> {
         let named = |e: Error| e.with_origin(self.route.origin_text.clone());
         let target = self.base.target(path, query).map_err(named)?;
-        let url = format!("{}{target}", self.route.origin_text);
+        let url = ResponseUrl::new(self.route.origin_text.clone(), target.clone());
         mark_all_sensitive(&mut headers);
         let request = Prepared::new(
             method,

@@ -3,8 +3,10 @@
 use std::fmt;
 use std::future::poll_fn;
 use std::pin::Pin;
+use std::sync::{Arc, OnceLock};
 
 use bytes::{Bytes, BytesMut};
+use http::uri::PathAndQuery;
 use http::{HeaderMap, StatusCode, Version};
 use http_body::Body as _;
 
@@ -25,9 +27,31 @@ const MAX_DECODE_PIECE: usize = 96;
 pub struct Response {
     parts: http::response::Parts,
     body: ResponseBody,
-    url: String,
+    url: ResponseUrl,
     max_body_bytes: usize,
     content_length: Option<u64>,
+}
+
+/// A URL whose text is made when somebody asks for it.
+pub(crate) struct ResponseUrl {
+    origin: Arc<str>,
+    target: PathAndQuery,
+    text: OnceLock<String>,
+}
+
+impl ResponseUrl {
+    pub(crate) fn new(origin: Arc<str>, target: PathAndQuery) -> Self {
+        Self {
+            origin,
+            target,
+            text: OnceLock::new(),
+        }
+    }
+
+    fn as_str(&self) -> &str {
+        self.text
+            .get_or_init(|| format!("{}{}", self.origin, self.target))
+    }
 }
 
 impl fmt::Debug for Response {
@@ -44,7 +68,7 @@ impl fmt::Debug for Response {
 impl Response {
     pub(crate) fn new(
         response: http::Response<ResponseBody>,
-        url: String,
+        url: ResponseUrl,
         max_body_bytes: usize,
     ) -> Self {
         let (parts, body) = response.into_parts();
@@ -79,7 +103,7 @@ impl Response {
 
     /// The URL that was asked, query included.
     pub fn url(&self) -> &str {
-        &self.url
+        self.url.as_str()
     }
 
     /// The address of the other end, where the transport knows one.
