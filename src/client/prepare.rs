@@ -86,12 +86,15 @@ impl Prepared {
         let mut request = http::Request::new(());
         *request.method_mut() = self.method.clone();
         *request.version_mut() = Version::HTTP_2;
-        let uri = Uri::builder()
-            .scheme(origin.scheme().as_str())
-            .authority(authority.clone())
-            .path_and_query(self.target.clone())
-            .build();
-        *request.uri_mut() = uri.expect("its parts were checked");
+        let mut parts = http::uri::Parts::default();
+        parts.scheme = Some(if origin.is_https() {
+            http::uri::Scheme::HTTPS
+        } else {
+            http::uri::Scheme::HTTP
+        });
+        parts.authority = Some(authority.clone());
+        parts.path_and_query = Some(self.target.clone());
+        *request.uri_mut() = Uri::from_parts(parts).expect("its parts were checked");
         let mut headers = self.headers.clone();
         // The others that belong to a connection were refused.
         headers.remove(CONNECTION);
@@ -141,12 +144,30 @@ fn check_connect(
     Ok(())
 }
 
+/// Whether [`check_framing`] has something to say about it.
+fn speaks_of_framing(name: &HeaderName) -> bool {
+    const STANDARD: [HeaderName; 7] = [
+        CONNECTION,
+        CONTENT_LENGTH,
+        EXPECT,
+        HOST,
+        TE,
+        TRANSFER_ENCODING,
+        UPGRADE,
+    ];
+    STANDARD.contains(name) || ["keep-alive", "proxy-connection"].contains(&name.as_str())
+}
+
 /// Takes the caller's framing headers out, after a look at whether they are true.
 fn check_framing(
     headers: &mut HeaderMap,
     origin: &Origin,
     body_length: Option<u64>,
 ) -> Result<Option<u64>, Error> {
+    // The usual request has none of them.
+    if !headers.keys().any(speaks_of_framing) {
+        return Ok(body_length);
+    }
     if headers.contains_key(TRANSFER_ENCODING) {
         return Err(Error::invalid(
             "header transfer-encoding is the library's to set",

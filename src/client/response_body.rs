@@ -49,7 +49,7 @@ enum Source {
 
 /// What is known of the call once its response head is there.
 pub(crate) struct FinishedCall {
-    pub(crate) recorder: RequestRecorder,
+    pub(crate) recorder: Box<RequestRecorder>,
     pub(crate) info: ConnectionInfo,
     pub(crate) total: Option<(Pin<Box<Sleep>>, Duration)>,
     pub(crate) between_bytes: Option<Duration>,
@@ -61,7 +61,7 @@ pub(crate) struct FinishedCall {
 
 impl FinishedCall {
     pub(crate) fn new(
-        recorder: RequestRecorder,
+        recorder: Box<RequestRecorder>,
         info: ConnectionInfo,
         total: Option<(Pin<Box<Sleep>>, Duration)>,
         between_bytes: Option<Duration>,

@@ -158,7 +158,8 @@ impl Route {
 
 /// One call: its clock and its books. Dropped before its end it is counted all the same.
 struct Call<'a> {
-    recorder: RequestRecorder,
+    /// Until the response takes it. Boxed: it moves with the response from hand to hand.
+    recorder: Option<Box<RequestRecorder>>,
     counters: [Option<&'a Counters>; 2],
     secure: bool,
     connection: Option<ConnectionInfo>,
@@ -166,42 +167,52 @@ struct Call<'a> {
 }
 
 impl Call<'_> {
+    fn recorder(&mut self) -> &mut RequestRecorder {
+        self.recorder.as_mut().expect("there is no response yet")
+    }
+
     /// Counts the call, once.
     fn count(&mut self) {
         if std::mem::replace(&mut self.counted, true) {
             return;
         }
-        let timing = self.recorder.timing();
-        for counters in self.counters.into_iter().flatten() {
-            match (&self.connection, self.recorder.connection_use()) {
-                (Some(info), Some(how)) => counters.served(&Served {
-                    how,
-                    secure: self.secure,
-                    queried_dns: info.trace().has_queried_dns(),
-                    setup_cost: info.trace().setup_cost(),
-                    attempts: self.recorder.attempts(),
-                    timing: &timing,
-                }),
-                _ => counters.unserved(),
-            }
-        }
+        let Some(recorder) = &self.recorder else {
+            return;
+        };
+        let counters = self.counters.into_iter().flatten();
+        let (Some(info), Some(how)) = (&self.connection, recorder.connection_use()) else {
+            counters.for_each(Counters::unserved);
+            return;
+        };
+        let served = Served {
+            how,
+            secure: self.secure,
+            queried_dns: info.trace().has_queried_dns(),
+            setup_cost: info.setup_cost(),
+            attempts: recorder.attempts(),
+            timing: &recorder.timing(),
+        };
+        counters.for_each(|counters| counters.served(&served));
     }
 
     /// The error with everything that is known.
     fn fail(&mut self, error: Error, route: &Route) -> Error {
-        self.recorder.emit(RequestEvent::End);
+        self.recorder().emit(RequestEvent::End);
         self.count();
+        let recorder = self.recorder();
         error
             .with_origin(route.origin_text.clone())
-            .with_attempt(self.recorder.attempts(), self.recorder.is_reused())
-            .with_timing(self.recorder.timing())
+            .with_attempt(recorder.attempts(), recorder.is_reused())
+            .with_timing(recorder.timing())
     }
 }
 
 impl Drop for Call<'_> {
     fn drop(&mut self) {
-        self.recorder.emit(RequestEvent::End);
-        self.count();
+        if let Some(recorder) = &mut self.recorder {
+            recorder.emit(RequestEvent::End);
+            self.count();
+        }
     }
 }
 
@@ -218,7 +229,7 @@ pub(crate) async fn send(
     options: CallOptions,
 ) -> Result<http::Response<ResponseBody>, Error> {
     let mut call = Call {
-        recorder: RequestRecorder::start(options.listener),
+        recorder: Some(Box::new(RequestRecorder::start(options.listener))),
         counters: [Some(pool.counters()), client_counters],
         secure: route.origin.is_https(),
         connection: None,
@@ -246,7 +257,7 @@ pub(crate) async fn send(
     let mut known = ReplaySafety::NotSent;
     let mut early = request.early;
     loop {
-        call.recorder.emit(RequestEvent::AttemptStart);
+        call.recorder().emit(RequestEvent::AttemptStart);
         call.connection = None;
         let (this_body, rest) = body.take().unwrap_or_default().for_attempt();
         let mut this_body = Some(this_body);
@@ -254,7 +265,7 @@ pub(crate) async fn send(
         let how = if fresh { Acquire::Fresh } else { Acquire::Any };
         // What may be replayed must be there to be sent again.
         let may_be_early = early && rest.is_some();
-        let lease = match acquire(find, how, may_be_early, &mut call.recorder, limits).await {
+        let lease = match acquire(find, how, may_be_early, call.recorder(), limits).await {
             Ok(lease) => lease,
             Err(error) => {
                 let safety = known.and(error.replay_safety());
@@ -274,7 +285,7 @@ pub(crate) async fn send(
         let doubter = lease.doubter().filter(|_| has_deadline);
         let traffic = Traffic::default();
         let attempt = exchange(
-            &mut call.recorder,
+            call.recorder(),
             route,
             &request,
             expect,
@@ -284,18 +295,18 @@ pub(crate) async fn send(
         );
         let result = match bounded(attempt, timeouts, until, &traffic, doubter).await {
             Ok(result) => result,
-            Err(expired) => Err(expired.into_error(&call.recorder)),
+            Err(expired) => Err(expired.into_error(call.recorder())),
         };
         let result = match &handshake {
             None => result,
             Some(handshake) => {
                 early = false;
-                after_early(result, handshake, &mut call.recorder)
+                after_early(result, handshake, call.recorder())
             }
         };
         let verdict = match &result {
             Ok(head) => {
-                let how = call.recorder.connection_use();
+                let how = call.recorder().connection_use();
                 let answer = Answer {
                     status: head.status(),
                     was_early: handshake.is_some(),
@@ -313,7 +324,7 @@ pub(crate) async fn send(
                     has_body: body.is_some(),
                     unsettled,
                     may_use_http1: route.may_use_http1(),
-                    ..Failure::new(error, call.recorder.is_reused(), http1)
+                    ..Failure::new(error, call.recorder().is_reused(), http1)
                 };
                 if error.kind() == ErrorKind::Http1Required && error.is_of_connection() {
                     route.require_http1();
@@ -342,7 +353,7 @@ pub(crate) async fn send(
                 let moved = &traffic;
                 return match result {
                     Ok(head) => {
-                        call.recorder.emit(RequestEvent::Headers);
+                        call.recorder().emit(RequestEvent::Headers);
                         call.count();
                         Ok(respond(call, head, timeouts, until, moved))
                     }
@@ -453,8 +464,8 @@ fn respond(
         .connection
         .take()
         .expect("a response comes over a connection");
-    // The call's own end is the body's from here on; its drop finds it counted.
-    let recorder = std::mem::replace(&mut call.recorder, RequestRecorder::start(None));
+    // The call's own end is the body's from here on.
+    let recorder = call.recorder.take().expect("there is one response");
     let total = until.map(|(at, total)| (Box::pin(tokio::time::sleep_until(at.into())), total));
     let moved = moved.totals();
     let finished = FinishedCall::new(recorder, info, total, timeouts.between_bytes, moved);

@@ -65,6 +65,8 @@ struct Facts {
     remote_addr: Option<PeerAddr>,
     proxy: Option<Proxy>,
     trace: Arc<ConnectionTrace>,
+    /// Of the trace; every request that reuses the connection is told what it has saved.
+    setup_cost: Duration,
     socket: Option<SocketWatch>,
     /// The handshake had not ended when the connection was opened.
     early: Option<Arc<Early>>,
@@ -114,6 +116,7 @@ impl ConnectionInfo {
                     FirstHop::Proxy(hop) => Some(hop.proxy.clone()),
                     FirstHop::Origin | FirstHop::Unix(_) => None,
                 },
+                setup_cost: trace.setup_cost(),
                 trace: Arc::new(trace),
                 early,
                 requests: AtomicU64::new(0),
@@ -170,6 +173,12 @@ impl ConnectionInfo {
     fn current_trace(&self) -> &Arc<ConnectionTrace> {
         let late = self.facts.early.as_ref().and_then(|early| early.trace());
         late.unwrap_or(&self.facts.trace)
+    }
+
+    /// What setting it up cost.
+    pub(crate) fn setup_cost(&self) -> Duration {
+        let late = self.facts.early.as_ref().and_then(|early| early.trace());
+        late.map_or(self.facts.setup_cost, |trace| trace.setup_cost())
     }
 
     /// The handshake under early data, if there was one.

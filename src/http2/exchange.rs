@@ -123,7 +123,7 @@ impl Http2 {
             status: response.status(),
             is_tunnel,
             headers: response.into_parts().0.headers,
-            body: RecvBody::new(hold, (!upload.is_done()).then_some(upload)),
+            body: RecvBody::new(hold, (!upload.is_done()).then(|| Box::new(upload))),
         })
     }
 

@@ -22,12 +22,12 @@ pub(crate) struct RecvBody<L: Send + 'static> {
     /// `None` once the response has ended or failed.
     hold: Option<Hold<L>>,
     /// A request body that outlives the response head (RFC 9113 §8.1 allows both ways at once).
-    upload: Option<Upload>,
+    upload: Option<Box<Upload>>,
     data_done: bool,
 }
 
 impl<L: Send + 'static> RecvBody<L> {
-    pub(super) fn new(hold: Hold<L>, upload: Option<Upload>) -> Self {
+    pub(super) fn new(hold: Hold<L>, upload: Option<Box<Upload>>) -> Self {
         Self {
             hold: Some(hold),
             upload,
