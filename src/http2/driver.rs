@@ -160,7 +160,9 @@ pub(crate) struct Shared {
     late: AtomicBool,
     /// h2 takes no new streams.
     refuses: AtomicBool,
-    /// h2 has the peer's first SETTINGS, or will never have them.
+    /// h2 has the peer's first SETTINGS, and their stream limit holds.
+    is_settled: AtomicBool,
+    /// The same, or it will never have them.
     settled: SetOnce<()>,
 }
 
@@ -206,8 +208,9 @@ impl Http2 {
         }
     }
 
+    /// The peer's SETTINGS have arrived, and what they say holds.
     pub(crate) fn has_settings(&self) -> bool {
-        self.shared.tap.has_settings()
+        self.shared.is_settled.load(Ordering::Acquire)
     }
 
     /// The peer is late with its answer to a PING.
@@ -318,6 +321,7 @@ pub(crate) async fn connect<S: Carrier + 'static>(
         doubted: AtomicBool::new(false),
         late: AtomicBool::new(false),
         refuses: AtomicBool::new(false),
+        is_settled: AtomicBool::new(false),
         settled: SetOnce::new(),
     });
     let handle = Http2 {
@@ -430,12 +434,7 @@ impl<S: Carrier> Driver<S> {
     /// Tells the pool what the last poll changed.
     fn tell(&self, seen: &mut Seen, watch: &impl Watch) {
         let tap = &self.shared.tap;
-        if !seen.settings && tap.has_settings() {
-            seen.settings = true;
-            let _ = self.shared.settled.set(());
-            watch.settled();
-        }
-        if seen.settings {
+        if tap.has_settings() {
             let limit = self.connection.max_concurrent_send_streams();
             let limit = u32::try_from(limit).unwrap_or(u32::MAX);
             // Set to 0 and back in one read it has not changed for h2, but the tap has lowered it.
@@ -444,6 +443,13 @@ impl<S: Carrier> Driver<S> {
                 seen.limit = Some((limit, limits_seen));
                 watch.limit_changed(limit);
             }
+        }
+        // Only now is it known how many streams there may be: nobody shall open a connection for want of them.
+        if !seen.settings && tap.has_settings() {
+            seen.settings = true;
+            self.shared.is_settled.store(true, Ordering::Release);
+            let _ = self.shared.settled.set(());
+            watch.settled();
         }
         if !seen.goaway
             && let Some(goaway) = tap.goaway()

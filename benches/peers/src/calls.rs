@@ -50,14 +50,16 @@ pub trait Worker: Send + 'static {
 pub struct Target {
     /// The last number of the loopback address; 0 is 1.
     pub host: u8,
-    /// The stream limit of the server, if it is not far away.
-    pub streams: Option<u32>,
+    /// The server allows 10 streams on a connection.
+    pub few_streams: bool,
+    /// Connections that one origin may have, where a client can be told.
+    pub connections: Option<usize>,
     /// Connections are not kept for another request.
     pub no_reuse: bool,
 }
 
 impl Target {
     pub fn address(self, world: &World) -> std::net::SocketAddr {
-        ([127, 0, 0, self.host.max(1)], world.port(self.streams)).into()
+        ([127, 0, 0, self.host.max(1)], world.port(self.few_streams)).into()
     }
 }

@@ -1,9 +1,9 @@
-//! firstbyte, through its public API and with its defaults.
+//! firstbyte, through its public API; its defaults, but for as many idle connections as the others keep.
 
 use std::sync::Arc;
 
 use firstbyte::tls::TlsOptions;
-use firstbyte::{Client as FirstbyteClient, ConnectionPool, Protocols};
+use firstbyte::{Client as FirstbyteClient, ConnectionPool, Http2Options, Limits, Protocols};
 
 use crate::calls::{Call, Client, OnPiece, Target, Worker};
 use crate::world::{Protocol, World};
@@ -35,8 +35,15 @@ impl Client for Firstbyte {
 
     fn new(world: &Arc<World>, protocol: Protocol, target: Target) -> Self {
         let tls = TlsOptions::new().builtin_roots(false);
+        let mut http2 = Http2Options::default();
+        if let Some(connections) = target.connections {
+            http2 = http2.max_connections_per_origin(connections);
+        }
         let pool = ConnectionPool::builder()
             .tls(tls.add_root(world.certificate.clone()))
+            // What the documentation says for bursts: 20 idle connections are the default.
+            .limits(Limits::gateway())
+            .http2(http2)
             .build()
             .expect("valid options");
         Self {

@@ -8,7 +8,8 @@ use std::task::{Context, Poll, Waker};
 
 use bytes::{Buf, Bytes, BytesMut};
 use h2::client::SendRequest;
-use http::{Method, Request, Uri};
+use http::header::{ACCEPT, USER_AGENT};
+use http::{HeaderMap, HeaderValue, Method, Request, Uri};
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, ReadBuf};
@@ -84,6 +85,10 @@ impl Client for RawH2 {
         RawH2Worker {
             send: send.await.clone(),
             uris: ["/", "/slow", "/big", "/events"].map(|path| (path, uri(path))),
+            headers: HeaderMap::from_iter([
+                (USER_AGENT, HeaderValue::from_static("raw/0.1.0")),
+                (ACCEPT, HeaderValue::from_static("*/*")),
+            ]),
         }
     }
 
@@ -95,6 +100,8 @@ impl Client for RawH2 {
 pub struct RawH2Worker {
     send: SendRequest<Bytes>,
     uris: [(&'static str, Uri); 4],
+    /// What the pools send.
+    headers: HeaderMap,
 }
 
 impl Worker for RawH2Worker {
@@ -107,6 +114,7 @@ impl Worker for RawH2Worker {
         *request.method_mut() = method;
         let uri = self.uris.iter().find(|(of, _)| *of == path);
         *request.uri_mut() = uri.expect("a path of the server").1.clone();
+        *request.headers_mut() = self.headers.clone();
         let words = |e: h2::Error| e.to_string();
         poll_fn(|cx| self.send.poll_ready(cx))
             .await

@@ -54,7 +54,7 @@ enum What {
     /// So many calls at once without a connection.
     Burst {
         path: &'static str,
-        streams: Option<u32>,
+        target: Target,
     },
     Big,
     Events,
@@ -91,6 +91,15 @@ fn scenarios() -> Vec<Scenario> {
         what,
         rounds,
     };
+    let burst = |path, target| What::Burst { path, target };
+    let few = Target {
+        few_streams: true,
+        ..Target::default()
+    };
+    let twenty = Target {
+        connections: Some(20),
+        ..few
+    };
     vec![
         flow("h2_1", H2, 0, 1, 3000),
         flow("h2_1_2_workers", H2, 2, 1, 3000),
@@ -104,33 +113,9 @@ fn scenarios() -> Vec<Scenario> {
         post("h1_post", H1),
         other("h2_cold_full", H2, What::Cold { resumed: false }, 15),
         other("h2_cold_resumed", H2, What::Cold { resumed: true }, 15),
-        other(
-            "h2_stampede",
-            H2,
-            What::Burst {
-                path: "/",
-                streams: None,
-            },
-            15,
-        ),
-        other(
-            "h2_limit_10",
-            H2,
-            What::Burst {
-                path: "/slow",
-                streams: Some(10),
-            },
-            5,
-        ),
-        other(
-            "h2_limit_20",
-            H2,
-            What::Burst {
-                path: "/slow",
-                streams: Some(20),
-            },
-            5,
-        ),
+        other("h2_stampede", H2, burst("/", Target::default()), 15),
+        other("h2_limit_10", H2, burst("/slow", few), 5),
+        other("h2_limit_10_20_connections", H2, burst("/slow", twenty), 5),
         other("h2_256_mib", H2, What::Big, 7),
         other("h2_events", H2, What::Events, 7),
         other("h1_events", H1, What::Events, 7),
@@ -348,11 +333,7 @@ impl<C: Client> Part<C> {
     }
 
     /// Many calls at once without a connection.
-    fn burst(&mut self, path: &'static str, streams: Option<u32>) -> Values {
-        let target = Target {
-            streams,
-            ..Target::default()
-        };
+    fn burst(&mut self, path: &'static str, target: Target) -> Values {
         let before = self.world.counts();
         let client = {
             let _on = self.runtime.enter();
@@ -500,7 +481,7 @@ impl<C: Client> Turns for Part<C> {
                 post,
             } => self.flow(flight, calls, post),
             What::Cold { resumed } => self.cold(resumed),
-            What::Burst { path, streams } => self.burst(path, streams),
+            What::Burst { path, target } => self.burst(path, target),
             What::Big => self.big(),
             What::Events => self.events(),
             What::Idle => self.idle(),

@@ -69,7 +69,7 @@ async fn serve() {
     let acceptor = TlsAcceptor::from(Arc::new(config));
     let counts = Arc::new(Counts::default());
     let mut line = String::new();
-    for streams in [2000, 10, 20] {
+    for streams in [2000, 10] {
         let listener = TcpListener::bind("0.0.0.0:0").await.expect("a port");
         line += &format!("{} ", listener.local_addr().expect("bound").port());
         tokio::spawn(listen(listener, acceptor.clone(), streams, counts.clone()));

@@ -12,8 +12,8 @@ use rustls::{ClientConfig, RootCertStore};
 pub struct World {
     /// Kept: it ends with our end of its standard input.
     _server: Child,
-    /// Of the server, of one that allows 10 streams, and of one that allows 20.
-    ports: [u16; 3],
+    /// Of the server, and of one that allows 10 streams.
+    ports: [u16; 2],
     control: u16,
     pub certificate: CertificateDer<'static>,
 }
@@ -39,24 +39,20 @@ impl World {
             .expect("it says where it is");
         let words: Vec<&str> = line.split_whitespace().collect();
         let port = |n: usize| words[n].parse().expect("a port");
-        let hex = words[4].as_bytes().chunks(2);
+        let hex = words[3].as_bytes().chunks(2);
         let bytes = hex.map(|pair| {
             u8::from_str_radix(std::str::from_utf8(pair).expect("hex"), 16).expect("hex")
         });
         Arc::new(Self {
-            ports: [port(0), port(1), port(2)],
-            control: port(3),
+            ports: [port(0), port(1)],
+            control: port(2),
             certificate: bytes.collect::<Vec<u8>>().into(),
             _server: server,
         })
     }
 
-    pub fn port(&self, streams: Option<u32>) -> u16 {
-        match streams {
-            None => self.ports[0],
-            Some(10) => self.ports[1],
-            Some(_) => self.ports[2],
-        }
+    pub fn port(&self, few_streams: bool) -> u16 {
+        self.ports[usize::from(few_streams)]
     }
 
     /// A fresh TLS configuration, with no session in it.
