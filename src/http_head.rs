@@ -122,9 +122,16 @@ fn check_prefix(buffer: &[u8]) -> Result<(), HeadError> {
 
 fn parse_whole(buffer: &mut BytesMut, len: usize, limits: HeadLimits) -> Result<Head, HeadError> {
     let bytes = buffer.split_to(len).freeze();
-    let mut slots = vec![httparse::EMPTY_HEADER; limits.headers];
-    let mut response = httparse::Response::new(&mut slots);
-    match response.parse(&bytes) {
+    // As many as there may be, and not initialized: most heads have a few.
+    let mut slots = Vec::with_capacity(limits.headers);
+    let slots = &mut slots.spare_capacity_mut()[..limits.headers];
+    let mut response = httparse::Response::new(&mut []);
+    let parsed = httparse::ParserConfig::default().parse_response_with_uninit_headers(
+        &mut response,
+        &bytes,
+        slots,
+    );
+    match parsed {
         Ok(httparse::Status::Complete(parsed)) if parsed == len => {}
         Ok(_) => return Err(HeadError::Malformed("it ends before its empty line".into())),
         Err(httparse::Error::TooManyHeaders) => {

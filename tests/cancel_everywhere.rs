@@ -275,12 +275,12 @@ async fn slots_under_contention_and_cancellation_are_all_given_back() {
             response.bytes().await.unwrap()
         }));
         assert_eq!(all.await.len(), 30);
-        let stats = pool.stats();
-        assert_eq!(
-            (stats.open, sim.live()),
-            (stats.idle, stats.idle),
-            "{protocols:?}"
-        );
+        // Dials that were overtaken may still be on their way.
+        eventually("only what is idle is open", || {
+            let stats = pool.stats();
+            (stats.open, sim.live()) == (stats.idle, stats.idle)
+        })
+        .await;
     }
 }
 
