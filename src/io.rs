@@ -9,6 +9,7 @@
 //! ```
 
 use std::any::Any;
+use std::cell::Cell;
 use std::fmt;
 use std::future::Future;
 use std::io;
@@ -272,6 +273,11 @@ const READ_BUFFER: usize = 16 * 1024;
 /// Writes from this size on are not copied into the cork.
 const WRITE_THROUGH: usize = 8 * 1024;
 
+thread_local! {
+    /// Room for a read that nobody uses now. A connection that waits for its peer holds none.
+    static SPARE: Cell<Option<BytesMut>> = const { Cell::new(None) };
+}
+
 /// When flushed bytes leave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Cork {
@@ -381,9 +387,23 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Wire<T> {
 
     /// Makes room for a read. It is not initialized, which would cost more than the read.
     fn make_room(&mut self) {
+        if self.buffer.capacity() == 0 {
+            // A thread that ends has none.
+            let spare = SPARE.try_with(Cell::take).ok().flatten();
+            self.buffer = spare.unwrap_or_default();
+        }
         self.buffer.clear();
         self.start = 0;
         self.buffer.reserve(READ_BUFFER);
+    }
+
+    /// There is nothing to read: whoever has something next may take the room.
+    fn give_room_up(&mut self) {
+        if self.buffer.capacity() > 0 && !self.has_unread() {
+            self.start = 0;
+            let spare = std::mem::take(&mut self.buffer);
+            let _ends = SPARE.try_with(|cell| cell.set(Some(spare)));
+        }
     }
 
     /// Keeps what was read elsewhere.
@@ -458,10 +478,7 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Carrier for Wire<T> {
     }
 
     fn release_buffers(&mut self) {
-        if !self.has_unread() {
-            self.buffer = BytesMut::new();
-            self.start = 0;
-        }
+        self.give_room_up();
         if self.out.is_empty() {
             self.out = Vec::new();
         }
@@ -512,8 +529,13 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncBufRead for Wire<T> {
                 let Self { io, buffer, .. } = this;
                 // It keeps nothing between polls.
                 let read = pin!(io.read_buf(buffer));
-                let n = ready!(read.poll(cx))?;
-                this.count(n);
+                match read.poll(cx) {
+                    Poll::Ready(Ok(n)) => this.count(n),
+                    pending_or_failed => {
+                        this.give_room_up();
+                        return pending_or_failed.map_ok(|_| &[][..]);
+                    }
+                }
             } else {
                 let mut scrap = [0; 64];
                 let mut read = ReadBuf::new(&mut scrap);
