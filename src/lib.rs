@@ -97,6 +97,7 @@
 //! | [`Response::chunk`] | nothing is lost, the next call goes on |
 //! | [`Response::bytes`], `text`, `json` | what was read so far is lost |
 //! | [`Response`], [`ResponseBody`] | HTTP/2: the stream is reset. HTTP/1.1: the rest is read in the background, at most 64 KiB and 50 ms ([`Limits`]), or the connection is closed |
+//! | [`Upgraded`] | HTTP/1.1: the connection is closed. HTTP/2: the stream is reset unless both ways have ended |
 //! | [`ConnectionPool::warm`], [`ConnectionPool::shutdown`] | the waiting ends, the work does not |
 //!
 //! A failed attempt is made again only if that is safe ([`RetryPolicy::Rfc`]); otherwise the error
@@ -123,6 +124,9 @@
 //!
 //! `tracing`'s `log` feature slows HTTP/2 down considerably, because `h2` logs every frame; leave it
 //! off, or compile with tracing's `release_max_level_off`.
+//!
+//! What a request costs beside other clients and beside no client at all, with the targets that are missed, is in
+//! `benches/README.md` of the repository; `benches/peers` measures it.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod body;

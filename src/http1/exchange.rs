@@ -408,6 +408,12 @@ impl<S: Carrier> Http1<S> {
         Poll::Ready(Some(Err(error)))
     }
 
+    /// Nothing was read beyond the response.
+    #[cfg(any(test, fuzzing))]
+    pub(super) fn has_nothing_left(&self) -> bool {
+        self.buffer.is_empty()
+    }
+
     /// Whether the response is complete.
     pub(crate) fn is_end(&self) -> bool {
         matches!(self.state, State::Idle | State::Done(_))
@@ -915,137 +921,6 @@ fn length_error() -> Error {
         ErrorKind::Body,
         "the request body is not as long as its content-length",
     )
-}
-
-/// The property that the fuzz target asserts: however the bytes of a response are split, its status, its
-/// body and whether it is sound are the same, it ends, and a connection is never used again after an
-/// error or while bytes are left.
-#[cfg(any(test, fuzzing))]
-pub(crate) fn check_exchange(input: &[u8], piece: usize, is_head: bool) {
-    let whole = replay::run(input, input.len().max(1), is_head);
-    let split = replay::run(input, piece.max(1), is_head);
-    assert_eq!(whole, split, "in pieces of {piece}");
-}
-
-/// A response from memory.
-#[cfg(any(test, fuzzing))]
-mod replay {
-    // layering: uses the ground layer and this module.
-    use super::*;
-    use tokio::io::{AsyncRead, AsyncWrite};
-
-    /// Gives its bytes in pieces and then the end; takes whatever is written.
-    #[derive(Debug)]
-    struct Replay<'a> {
-        left: &'a [u8],
-        piece: usize,
-        written: u64,
-    }
-
-    impl AsyncRead for Replay<'_> {
-        fn poll_read(
-            mut self: Pin<&mut Self>,
-            _: &mut Context<'_>,
-            buf: &mut ReadBuf<'_>,
-        ) -> Poll<io::Result<()>> {
-            let n = self.piece.min(self.left.len()).min(buf.remaining());
-            let (now, later) = self.left.split_at(n);
-            buf.put_slice(now);
-            self.left = later;
-            Poll::Ready(Ok(()))
-        }
-    }
-
-    impl AsyncWrite for Replay<'_> {
-        fn poll_write(
-            mut self: Pin<&mut Self>,
-            _: &mut Context<'_>,
-            buf: &[u8],
-        ) -> Poll<io::Result<usize>> {
-            self.written += buf.len() as u64;
-            Poll::Ready(Ok(buf.len()))
-        }
-
-        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-            Poll::Ready(Ok(()))
-        }
-
-        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-            Poll::Ready(Ok(()))
-        }
-    }
-
-    impl Carrier for Replay<'_> {
-        fn last_read(&self) -> Option<Instant> {
-            None
-        }
-
-        fn bytes_written(&self) -> u64 {
-            self.written
-        }
-
-        fn bytes_read(&self) -> u64 {
-            0
-        }
-
-        fn hold(&mut self) {}
-
-        fn uncork(&mut self) {}
-
-        fn release_buffers(&mut self) {}
-
-        fn poll_established(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-            Poll::Ready(Ok(()))
-        }
-    }
-
-    /// Status, body, number of trailers, soundness.
-    pub(super) type Outcome = (Option<StatusCode>, Vec<u8>, usize, bool);
-
-    pub(super) fn run(input: &[u8], piece: usize, is_head: bool) -> Outcome {
-        let replay = Replay {
-            left: input,
-            piece,
-            written: 0,
-        };
-        let mut http1 = Http1::new(replay, None, None, None);
-        let request = RequestHead {
-            method: if is_head { &Method::HEAD } else { &Method::GET },
-            target: "/",
-            authority: "h.test",
-            headers: &HeaderMap::new(),
-        };
-        let mut recorder = RequestRecorder::start(None);
-        let (mut body, traffic) = (Body::empty(), Traffic::default());
-        let mut cx = Context::from_waker(std::task::Waker::noop());
-        let head = {
-            let exchange =
-                http1.exchange(&request, Some(0), None, &mut body, &traffic, &mut recorder);
-            match pin!(exchange).poll(&mut cx) {
-                Poll::Ready(head) => head,
-                Poll::Pending => panic!("everything is there"),
-            }
-        };
-        let Ok(head) = head else {
-            assert!(http1.reusable().is_err());
-            return (None, Vec::new(), 0, false);
-        };
-        let (mut content, mut trailers, mut is_sound) = (Vec::new(), 0, true);
-        loop {
-            match http1.poll_body(&mut cx) {
-                Poll::Pending => panic!("everything is there"),
-                Poll::Ready(None) => break,
-                Poll::Ready(Some(Err(_))) => is_sound = false,
-                Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
-                    Ok(data) => content.extend_from_slice(&data),
-                    Err(frame) => trailers = frame.into_trailers().map_or(0, |t| t.len()),
-                },
-            }
-        }
-        let is_reusable = http1.reusable().is_ok();
-        assert!(!is_reusable || (is_sound && http1.buffer.is_empty()));
-        (Some(head.status), content, trailers, is_sound)
-    }
 }
 
 #[cfg(test)]

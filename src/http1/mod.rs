@@ -14,12 +14,14 @@ mod exchange;
 mod framing;
 mod interrupt;
 mod keep_alive;
+#[cfg(any(test, fuzzing))]
+mod replay;
 
 #[cfg(any(test, fuzzing))]
 pub(crate) use chunked::check_splits as check_chunked;
 pub(crate) use encode::{Forward, RequestHead};
-#[cfg(any(test, fuzzing))]
-pub(crate) use exchange::check_exchange;
 pub(crate) use exchange::{Http1, ResponseHead};
 pub(crate) use interrupt::Killer;
 pub(crate) use keep_alive::KeepAlive;
+#[cfg(any(test, fuzzing))]
+pub(crate) use replay::check_exchange;

@@ -3,7 +3,7 @@
 //!
 //! Every future is polled only after it was woken, so that a lost wake-up is a hang at the end, which is
 //! an assertion.
-// layering: drives this protocol over a carrier of its own; uses the ground layer.
+// layering: drives this protocol over a transport of its own; uses the ground layer.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::future::Future;
@@ -12,7 +12,7 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Wake, Waker};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Method, Request};
@@ -22,7 +22,7 @@ use crate::body::Body;
 use crate::close_reason::CloseReason;
 use crate::error::{Error, ReplaySafety};
 use crate::event::RequestRecorder;
-use crate::io::{Carrier, Traffic};
+use crate::io::{Traffic, Wire};
 use crate::sync::lock;
 
 use super::driver::{Http2, Http2Options, Patience, Watch, connect};
@@ -93,9 +93,9 @@ impl Line {
 
 /// Our end of it.
 #[derive(Debug)]
-struct Wire(Arc<Mutex<Line>>);
+struct Pipe(Arc<Mutex<Line>>);
 
-impl AsyncRead for Wire {
+impl AsyncRead for Pipe {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -119,7 +119,7 @@ impl AsyncRead for Wire {
     }
 }
 
-impl AsyncWrite for Wire {
+impl AsyncWrite for Pipe {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -144,30 +144,6 @@ impl AsyncWrite for Wire {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl Carrier for Wire {
-    fn last_read(&self) -> Option<Instant> {
-        Some(crate::clock::now())
-    }
-
-    fn bytes_written(&self) -> u64 {
-        0
-    }
-
-    fn bytes_read(&self) -> u64 {
-        0
-    }
-
-    fn hold(&mut self) {}
-
-    fn uncork(&mut self) {}
-
-    fn release_buffers(&mut self) {}
-
-    fn poll_established(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
     }
 }
@@ -255,7 +231,7 @@ pub(crate) fn check_reads(input: &[u8], piece: usize, room: usize) {
     let line = Arc::new(Mutex::new(Line::default()));
     let slots = Arc::new(StreamSlots::new(1));
     let ledger = Arc::new(Ledger::new(u32::MAX / 4, u32::MAX / 4));
-    let (mut tap, state) = Tap::new(Wire(line.clone()), slots, ledger);
+    let (mut tap, state) = Tap::new(Wire::new(Pipe(line.clone())), slots, ledger);
     lock(&line).send(input);
     lock(&line).read_by(piece.max(1));
     lock(&line).end(End::Fin);
@@ -386,7 +362,7 @@ impl Scene {
             .connection_window(65_535);
         let mut cx = Context::from_waker(Waker::noop());
         let (handle, driver) = {
-            let connecting = connect(Wire(line.clone()), &options, None);
+            let connecting = connect(Wire::new(Pipe(line.clone())), &options, None);
             match std::pin::pin!(connecting).poll(&mut cx) {
                 Poll::Ready(Ok(both)) => both,
                 _ => panic!("there is room for the preface"),
