@@ -14,7 +14,6 @@ use super::base_url::BaseUrl;
 use super::options::{CallOptions, RequestOptions};
 use super::prepare::{Prepared, mark_all_sensitive};
 use super::response::{Response, ResponseUrl};
-use super::response_body::ResponseBody;
 use super::send::{Route, send};
 
 pub(crate) struct ClientCore {
@@ -54,24 +53,8 @@ impl ClientCore {
         .map_err(named)?;
         let options = self.options.clone().with(options);
         let max_body_bytes = options.max_body_bytes;
-        let response = self.send_prepared(request, body, options).await?;
+        let counters = Some(&*self.counters);
+        let response = send(&self.pool, counters, &self.route, request, body, options).await?;
         Ok(Response::new(response, url, max_body_bytes))
-    }
-
-    async fn send_prepared(
-        &self,
-        request: Prepared,
-        body: Body,
-        options: CallOptions,
-    ) -> Result<http::Response<ResponseBody>, Error> {
-        send(
-            &self.pool,
-            Some(&self.counters),
-            &self.route,
-            request,
-            body,
-            options,
-        )
-        .await
     }
 }

@@ -8,6 +8,7 @@
 //! ```
 
 use std::future::Future;
+use std::pin::{Pin, pin};
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
@@ -284,19 +285,20 @@ pub(crate) async fn send(
         let has_deadline = timeouts.first_byte.is_some() || until.is_some();
         let doubter = lease.doubter().filter(|_| has_deadline);
         let traffic = Traffic::default();
-        let attempt = exchange(
-            call.recorder(),
-            route,
-            &request,
-            expect,
-            &mut this_body,
-            &traffic,
-            lease,
-        );
-        let result = match bounded(attempt, timeouts, until, &traffic, doubter).await {
-            Ok(result) => result,
-            Err(expired) => Err(expired.into_error(call.recorder())),
+        let bounded_result = {
+            let attempt = pin!(exchange(
+                call.recorder(),
+                route,
+                &request,
+                expect,
+                &mut this_body,
+                &traffic,
+                lease,
+            ));
+            bounded(attempt, timeouts, until, &traffic, doubter).await
         };
+        let result =
+            bounded_result.unwrap_or_else(|expired| Err(expired.into_error(call.recorder())));
         let result = match &handshake {
             None => result,
             Some(handshake) => {
@@ -524,9 +526,9 @@ impl Expired {
 }
 
 /// Bounds the exchange by the total timeout and by `first_byte`, which starts again whenever the
-/// upload moves.
+/// upload moves. Pinned by its caller: a future that is moved in would be kept in several copies.
 async fn bounded<F: Future>(
-    exchange: F,
+    mut exchange: Pin<&mut F>,
     timeouts: Timeouts,
     until: Option<(Instant, Duration)>,
     traffic: &Traffic,
@@ -535,7 +537,6 @@ async fn bounded<F: Future>(
     if timeouts.first_byte.is_none() && until.is_none() {
         return Ok(exchange.await);
     }
-    let mut exchange = std::pin::pin!(exchange);
     let sent = &traffic.body_sent;
     let mut seen = sent.load(Relaxed);
     let mut progress_at = now();
