@@ -112,6 +112,8 @@ struct Inner {
     timed_out: bool,
     /// The peer said it of the whole connection.
     of_connection: bool,
+    /// The peer ended the connection in good order.
+    orderly: bool,
     source: Option<Arc<dyn StdError + Send + Sync>>,
 }
 
@@ -225,6 +227,7 @@ impl Error {
                 bytes_received: 0,
                 timed_out: false,
                 of_connection: false,
+                orderly: false,
                 source: None,
             }),
         }
@@ -279,6 +282,16 @@ impl Error {
     pub(crate) fn of_connection(mut self) -> Self {
         self.change().of_connection = true;
         self
+    }
+
+    /// The peer ended the connection in good order: no sign of trouble.
+    pub(crate) fn orderly(mut self) -> Self {
+        self.change().orderly = true;
+        self
+    }
+
+    pub(crate) fn is_orderly(&self) -> bool {
+        self.inner.orderly
     }
 
     pub(crate) fn is_of_connection(&self) -> bool {

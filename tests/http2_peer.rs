@@ -97,6 +97,40 @@ async fn goaway_below_the_stream_moves_the_request_to_a_new_connection() {
     .await;
 }
 
+/// More are refused than the origin's budget of retries has: an orderly end is no sign of trouble.
+#[tokio::test]
+async fn all_that_an_orderly_goaway_refuses_are_served_elsewhere() {
+    in_time(async {
+        let peer = H2Peer::start(|mut conn, index| async move {
+            conn.handshake(&[]).await;
+            if index == 0 {
+                let head = conn.read_headers().await;
+                conn.headers(head.stream, OK, true).await;
+                let mut open = Vec::new();
+                while open.len() < 60 {
+                    open.push(conn.read_headers().await.stream);
+                }
+                conn.goaway(open[4], code::NO_ERROR, b"").await;
+                for stream in &open[..5] {
+                    conn.headers(*stream, OK, false).await;
+                    conn.data(*stream, "ok", true).await;
+                }
+            }
+            serve(&mut conn).await;
+        });
+        let (pool, client) = client_of(&peer);
+        // From here on the peer's limits are known.
+        client.get("/").send().await.unwrap();
+        let get = async || {
+            let mut response = client.get("/").send().await.unwrap();
+            assert_eq!(response.text().await.unwrap(), "ok");
+        };
+        join_all((0..60).map(|_| get())).await;
+        assert_eq!(pool.stats().retries, 55);
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn peer_that_refuses_the_connection_itself_is_not_dialled_again() {
     in_time(async {

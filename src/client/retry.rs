@@ -22,6 +22,8 @@ pub(crate) struct Failure {
     pub(crate) has_body: bool,
     /// The peer's limits were not known yet.
     pub(crate) unsettled: bool,
+    /// The peer ended the connection in good order (GOAWAY with NO_ERROR).
+    pub(crate) is_orderly: bool,
     /// The client's options allow HTTP/1.1 as well.
     pub(crate) may_use_http1: bool,
 }
@@ -36,6 +38,7 @@ impl Failure {
             idempotent: false,
             has_body: false,
             unsettled: false,
+            is_orderly: error.is_orderly(),
             may_use_http1: false,
         }
     }
@@ -98,8 +101,9 @@ impl Tries {
                 self.refused += 1;
                 Verdict::Again(Again {
                     pause: self.refused == 2,
-                    // SETTINGS had not come: the limit could not be known.
-                    is_free: failure.unsettled,
+                    // SETTINGS had not come: the limit could not be known. Or the peer has had its number of
+                    // requests, which it need not say before (nginx's keepalive_requests).
+                    is_free: failure.unsettled || failure.is_orderly,
                     ..Again::default()
                 })
             }
@@ -229,6 +233,7 @@ pub(crate) fn check_verdicts(data: &[u8]) {
                 idempotent: bit(2),
                 has_body: bit(3),
                 unsettled: bit(4),
+                is_orderly: bit(6),
                 may_use_http1: bit(5),
             };
             let verdict = tries.verdict(policy, failure);
@@ -271,6 +276,7 @@ mod tests {
         idempotent: true,
         has_body: true,
         unsettled: false,
+        is_orderly: false,
         may_use_http1: false,
     };
     const AGAIN_FRESH: Verdict = Verdict::Again(Again {

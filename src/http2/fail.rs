@@ -85,7 +85,9 @@ pub(super) fn describe(
         (ErrorKind::Protocol, message, unknown)
     };
     let described = Error::new(kind, message).at(phase).with_replay(replay);
-    if error.is_go_away() {
+    if error.is_go_away() && error.is_remote() && reason == Some(Reason::NO_ERROR) {
+        described.of_connection().orderly()
+    } else if error.is_go_away() {
         described.of_connection()
     } else {
         described
