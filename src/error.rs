@@ -112,7 +112,7 @@ struct Inner {
     timed_out: bool,
     /// The peer said it of the whole connection.
     of_connection: bool,
-    /// The peer ended the connection in good order.
+    /// The peer ended the connection in good order, and had taken requests on it.
     orderly: bool,
     source: Option<Arc<dyn StdError + Send + Sync>>,
 }

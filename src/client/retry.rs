@@ -22,7 +22,7 @@ pub(crate) struct Failure {
     pub(crate) has_body: bool,
     /// The peer's limits were not known yet.
     pub(crate) unsettled: bool,
-    /// The peer ended the connection in good order (GOAWAY with NO_ERROR).
+    /// The peer ended the connection in good order (GOAWAY with NO_ERROR), and had taken requests on it.
     pub(crate) is_orderly: bool,
     /// The client's options allow HTTP/1.1 as well.
     pub(crate) may_use_http1: bool,

@@ -5,7 +5,7 @@ use h2::Reason;
 use crate::error::{Error, ErrorKind, ReplaySafety};
 use crate::timing::Phase;
 
-use super::tap::TapState;
+use super::tap::{GoAway, TapState};
 
 /// The id of the first request on a connection (RFC 9113 §5.1.1).
 const FIRST_STREAM: u32 = 1;
@@ -85,7 +85,9 @@ pub(super) fn describe(
         (ErrorKind::Protocol, message, unknown)
     };
     let described = Error::new(kind, message).at(phase).with_replay(replay);
-    if error.is_go_away() && error.is_remote() && reason == Some(Reason::NO_ERROR) {
+    // A peer that took nothing at all on a connection may refuse the next one too.
+    let took_some = |goaway: GoAway| goaway.is_graceful() && goaway.last_stream > 0;
+    if error.is_go_away() && error.is_remote() && tap.goaway().is_some_and(took_some) {
         described.of_connection().orderly()
     } else if error.is_go_away() {
         described.of_connection()
