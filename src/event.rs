@@ -331,18 +331,32 @@ impl RequestRecorder {
         }
     }
 
+    // Where an event is emitted its kind is known: what is left there is the little that it does.
+    #[inline(always)]
     pub(crate) fn emit(&mut self, event: RequestEvent<'_>) {
         if self.timing.complete {
             return;
         }
         match event {
+            RequestEvent::AttemptStart => self.attempt_started(),
+            RequestEvent::Waited(waited) => {
+                self.waiting = None;
+                self.waits.push(waited);
+            }
+            RequestEvent::Acquired { how, dial } => self.acquired(how, dial.as_deref()),
+            RequestEvent::EarlyRejected { dial, at } => self.early_rejected(&dial, at),
+            RequestEvent::UploadEnd => {
+                if self.timing.upload_end.is_none() {
+                    self.timing.upload_end = Some(now());
+                }
+            }
+            RequestEvent::Informational { status, headers } => self.informed(status, headers),
             RequestEvent::BodySent { bytes, total } => {
                 if std::mem::replace(&mut self.body_sent, bytes) != bytes
                     && let Some(Listener(listener)) = &self.listener
                 {
                     listener.request_progress(Progress { bytes, total });
                 }
-                return;
             }
             RequestEvent::BodyReceived { bytes, total } => {
                 if std::mem::replace(&mut self.body_received, bytes) != bytes
@@ -350,77 +364,78 @@ impl RequestRecorder {
                 {
                     listener.response_progress(Progress { bytes, total });
                 }
-                return;
             }
-            RequestEvent::Informational { status, headers } => {
-                if let Some(Listener(listener)) = &self.listener {
-                    listener.informational(status, headers);
-                }
-            }
-            RequestEvent::AttemptStart => self.body_sent = 0,
-            _ => {}
-        }
-        let at = now();
-        let timing = &mut self.timing;
-        match event {
-            RequestEvent::AttemptStart => {
-                self.attempts += 1;
-                self.waits.clear();
-                self.waiting = None;
-                self.dial = None;
-                self.how = None;
-                *timing = RequestTiming {
-                    attempt_start: Some(if self.attempts == 1 { timing.start } else { at }),
-                    retried: self.attempts > 1,
-                    acquired: None,
-                    share: Share::default(),
-                    upload_end: None,
-                    informational: None,
-                    first_byte: None,
-                    headers: None,
-                    ..*timing
-                };
-            }
-            RequestEvent::Waited(waited) => {
-                self.waiting = None;
-                self.waits.push(waited);
-            }
-            RequestEvent::Acquired { how, dial } => {
-                self.waiting = None;
-                self.dial = None;
-                self.how = Some(how);
-                timing.acquired = Some(at);
-                let from = timing.attempt_start.unwrap_or(timing.start);
-                timing.share = Share::partition(from, at, dial.as_deref(), &self.waits);
-            }
-            RequestEvent::EarlyRejected { dial, at: ended } => {
-                let latest = timing.first_byte.unwrap_or(at);
-                let acquired = timing.acquired.map_or(ended, |a| a.max(ended)).min(latest);
-                let from = timing.attempt_start.unwrap_or(timing.start);
-                timing.acquired = Some(acquired);
-                timing.upload_end = timing.upload_end.map(|sent| sent.max(acquired));
-                timing.share = Share::partition(from, acquired, Some(&dial), &self.waits);
-            }
-            RequestEvent::UploadEnd => timing.upload_end = timing.upload_end.or(Some(at)),
-            RequestEvent::Informational { .. } => {
-                timing.informational = timing.informational.or(Some(at));
-            }
-            RequestEvent::BodySent { .. } | RequestEvent::BodyReceived { .. } => {}
             RequestEvent::FirstByte(read_at) => {
-                let earliest = timing.acquired.unwrap_or(timing.start);
-                timing.first_byte = Some(read_at.max(earliest).min(at));
+                let earliest = self.timing.acquired.unwrap_or(self.timing.start);
+                self.timing.first_byte = Some(read_at.max(earliest));
             }
             RequestEvent::Headers => {
-                timing.headers = Some(at);
+                let at = now();
+                self.timing.headers = Some(at);
                 self.paused_since = Some(at);
             }
             RequestEvent::ReadStart => {
                 if let Some(since) = self.paused_since.take() {
-                    timing.paused += at.saturating_duration_since(since);
+                    self.timing.paused += now().saturating_duration_since(since);
                 }
             }
-            RequestEvent::ReadEnd => self.paused_since = Some(at),
-            RequestEvent::End => self.finish(at),
+            RequestEvent::ReadEnd => self.paused_since = Some(now()),
+            RequestEvent::End => self.finish(now()),
+        }
+    }
+
+    fn attempt_started(&mut self) {
+        self.attempts += 1;
+        self.body_sent = 0;
+        let timing = &mut self.timing;
+        if self.attempts == 1 {
+            timing.attempt_start = Some(timing.start);
+            return;
+        }
+        self.waits.clear();
+        self.waiting = None;
+        self.dial = None;
+        self.how = None;
+        *timing = RequestTiming {
+            attempt_start: Some(now()),
+            retried: true,
+            acquired: None,
+            share: Share::default(),
+            upload_end: None,
+            informational: None,
+            first_byte: None,
+            headers: None,
+            ..*timing
+        };
+    }
+
+    fn acquired(&mut self, how: ConnectionUse, dial: Option<&ConnectionTrace>) {
+        let at = now();
+        self.waiting = None;
+        self.dial = None;
+        self.how = Some(how);
+        let timing = &mut self.timing;
+        timing.acquired = Some(at);
+        let from = timing.attempt_start.unwrap_or(timing.start);
+        timing.share = Share::partition(from, at, dial, &self.waits);
+    }
+
+    fn early_rejected(&mut self, dial: &ConnectionTrace, ended: Instant) {
+        let timing = &mut self.timing;
+        let latest = timing.first_byte.unwrap_or_else(now);
+        let acquired = timing.acquired.map_or(ended, |a| a.max(ended)).min(latest);
+        let from = timing.attempt_start.unwrap_or(timing.start);
+        timing.acquired = Some(acquired);
+        timing.upload_end = timing.upload_end.map(|sent| sent.max(acquired));
+        timing.share = Share::partition(from, acquired, Some(dial), &self.waits);
+    }
+
+    fn informed(&mut self, status: StatusCode, headers: &HeaderMap) {
+        if let Some(Listener(listener)) = &self.listener {
+            listener.informational(status, headers);
+        }
+        if self.timing.informational.is_none() {
+            self.timing.informational = Some(now());
         }
     }
 
@@ -452,6 +467,16 @@ impl RequestRecorder {
         self.how.is_some_and(ConnectionUse::is_reused)
     }
 
+    /// When the attempt got its connection.
+    pub(crate) fn acquired_at(&self) -> Option<Instant> {
+        self.timing.acquired
+    }
+
+    /// The request had to wait for a look-up.
+    pub(crate) fn has_waited_for_dns(&self) -> bool {
+        self.timing.share.dns.is_some()
+    }
+
     /// The timing so far, or the final one once the request has ended.
     pub(crate) fn timing(&self) -> RequestTiming {
         if self.timing.complete {
@@ -466,23 +491,37 @@ impl RequestRecorder {
         if let Some(since) = self.paused_since {
             timing.paused += at.saturating_duration_since(since);
         }
-        if let (Some(from), None) = (timing.attempt_start, timing.acquired) {
-            // Still without a connection: what was waited for so far.
-            let mut waits = self.waits.clone();
-            waits.extend(self.waiting.map(|(why, enter)| Waited {
-                why,
-                enter,
-                leave: at,
-            }));
-            let dial = self.dial.as_ref().map(|d| d.trace());
-            timing.share = Share::partition(from, at, dial.as_ref(), &waits);
+        if timing.acquired.is_none() {
+            timing.share = self.share_until(at);
         }
         timing
     }
 
+    /// Still without a connection: what was waited for so far.
+    fn share_until(&self, at: Instant) -> Share {
+        let Some(from) = self.timing.attempt_start else {
+            return self.timing.share;
+        };
+        let mut waits = self.waits.clone();
+        waits.extend(self.waiting.map(|(why, enter)| Waited {
+            why,
+            enter,
+            leave: at,
+        }));
+        let dial = self.dial.as_ref().map(|d| d.trace());
+        Share::partition(from, at, dial.as_ref(), &waits)
+    }
+
     fn finish(&mut self, at: Instant) {
-        self.timing = self.timing_at(at);
-        self.timing.complete = true;
+        if self.timing.acquired.is_none() {
+            self.timing.share = self.share_until(at);
+        }
+        let timing = &mut self.timing;
+        timing.end = at;
+        if let Some(since) = self.paused_since {
+            timing.paused += at.saturating_duration_since(since);
+        }
+        timing.complete = true;
     }
 }
 

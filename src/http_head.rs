@@ -4,11 +4,15 @@
 //! once it is whole: time stays linear when it arrives byte by byte.
 
 use std::fmt;
+use std::mem::MaybeUninit;
 
 use bytes::BytesMut;
+use http::header::{CONNECTION, TRANSFER_ENCODING};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
 use crate::error::escape_peer_text;
+
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 
 /// Bounds of a response head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -32,6 +36,24 @@ pub(crate) struct Head {
     /// HTTP/1.0 rather than 1.1.
     pub(crate) is_http10: bool,
     pub(crate) headers: HeaderMap,
+    /// What the headers speak of: nobody needs to look for what is not there.
+    pub(crate) speaks_of: Topics,
+}
+
+/// Fields of a head that say something of its connection or its framing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Topics {
+    pub(crate) connection: bool,
+    pub(crate) keep_alive: bool,
+    pub(crate) transfer_encoding: bool,
+}
+
+impl Topics {
+    fn note(&mut self, name: &HeaderName) {
+        self.connection |= *name == CONNECTION;
+        self.transfer_encoding |= *name == TRANSFER_ENCODING;
+        self.keep_alive |= *name == KEEP_ALIVE;
+    }
 }
 
 /// Why a head cannot be accepted.
@@ -90,7 +112,7 @@ impl HeadParser {
     /// (RFC 9112 §2.2).
     fn find_end(&mut self, buffer: &[u8]) -> Option<usize> {
         let mut from = self.searched;
-        while let Some(at) = buffer[from..].iter().position(|b| *b == b'\n') {
+        while let Some(at) = memchr::memchr(b'\n', &buffer[from..]) {
             let line_end = from + at;
             match &buffer[line_end + 1..] {
                 [b'\n', ..] => return Some(line_end + 2),
@@ -123,8 +145,8 @@ fn check_prefix(buffer: &[u8]) -> Result<(), HeadError> {
 fn parse_whole(buffer: &mut BytesMut, len: usize, limits: HeadLimits) -> Result<Head, HeadError> {
     let bytes = buffer.split_to(len).freeze();
     // As many as there may be, and not initialized: most heads have a few.
-    let mut slots = Vec::with_capacity(limits.headers);
-    let slots = &mut slots.spare_capacity_mut()[..limits.headers];
+    let mut slots = [const { MaybeUninit::uninit() }; HeadLimits::DEFAULT.headers];
+    let slots = &mut slots[..limits.headers.min(HeadLimits::DEFAULT.headers)];
     let mut response = httparse::Response::new(&mut []);
     let parsed = httparse::ParserConfig::default().parse_response_with_uninit_headers(
         &mut response,
@@ -143,6 +165,7 @@ fn parse_whole(buffer: &mut BytesMut, len: usize, limits: HeadLimits) -> Result<
     let status = StatusCode::from_u16(status)
         .map_err(|_| HeadError::Malformed(format!("status code {status}")))?;
     let mut headers = HeaderMap::with_capacity(response.headers.len());
+    let mut speaks_of = Topics::default();
     for header in response.headers.iter() {
         let name = HeaderName::from_bytes(header.name.as_bytes()).map_err(|_| {
             HeadError::Malformed(format!(
@@ -152,12 +175,14 @@ fn parse_whole(buffer: &mut BytesMut, len: usize, limits: HeadLimits) -> Result<
         })?;
         let value = HeaderValue::from_maybe_shared(bytes.slice_ref(header.value))
             .map_err(|_| HeadError::Malformed(format!("value of header `{name}`")))?;
+        speaks_of.note(&name);
         headers.append(name, value);
     }
     Ok(Head {
         status,
         is_http10: response.version == Some(0),
         headers,
+        speaks_of,
     })
 }
 

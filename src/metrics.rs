@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use crate::close_reason::CloseReason;
-use crate::timing::{ConnectionUse, RequestTiming, millis};
+use crate::timing::{ConnectionUse, millis};
 
 /// What a user watches of one request.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -81,15 +81,14 @@ pub struct ConnectionPoolStats {
 
 /// A fact about one finished call, for the counters.
 #[derive(Debug)]
-pub(crate) struct Served<'a> {
+pub(crate) struct Served {
     pub(crate) how: ConnectionUse,
     pub(crate) secure: bool,
-    /// Its connection was set up with a DNS query on the wire.
-    pub(crate) queried_dns: bool,
+    /// It waited for a DNS query on the wire.
+    pub(crate) waited_for_query: bool,
     /// What setting up its connection had cost.
     pub(crate) setup_cost: Duration,
     pub(crate) attempts: u32,
-    pub(crate) timing: &'a RequestTiming,
 }
 
 /// Counters read by `stats()`. A pool and each of its clients have one.
@@ -116,12 +115,13 @@ impl Counters {
         Arc::new(Self::default())
     }
 
-    pub(crate) fn served(&self, call: &Served<'_>) {
+    pub(crate) fn served(&self, call: &Served) {
         self.total.fetch_add(1, Relaxed);
-        self.retries
-            .fetch_add(u64::from(call.attempts.saturating_sub(1)), Relaxed);
-        let waited_for_query = call.queried_dns && call.timing.dns().is_some();
-        if !waited_for_query {
+        if call.attempts > 1 {
+            self.retries
+                .fetch_add(u64::from(call.attempts - 1), Relaxed);
+        }
+        if !call.waited_for_query {
             self.dns_saved.fetch_add(1, Relaxed);
         }
         if call.how.is_reused() {

@@ -36,19 +36,12 @@ impl BaseUrl {
         })
     }
 
-    /// The target of a request: `path` appended to the base path, queries merged in the order
-    /// base, path, `query`.
+    /// The target of a request: `path` appended to the base path, queries merged in the order base, path.
     ///
     /// # Errors
     /// Invalid: an absolute URL of another origin, a `..` segment, a control character.
-    pub(crate) fn target(
-        &self,
-        path: &str,
-        query: &[(String, String)],
-    ) -> Result<PathAndQuery, Error> {
-        if query.is_empty()
-            && let Some(target) = self.append_plain(path)
-        {
+    pub(crate) fn target(&self, path: &str) -> Result<PathAndQuery, Error> {
+        if let Some(target) = self.append_plain(path) {
             return Ok(target);
         }
         let target = if has_scheme(path) {
@@ -64,24 +57,10 @@ impl BaseUrl {
             self.append(path)?
         };
         let (path, own_query) = match target.split_once('?') {
-            Some((path, query)) => (path, Some(query)),
-            None => (target.as_str(), None),
+            Some((path, query)) => (path, query),
+            None => (target.as_str(), ""),
         };
-        let mut merged = path.to_owned();
-        let added = (!query.is_empty()).then(|| {
-            url::form_urlencoded::Serializer::new(String::new())
-                .extend_pairs(query)
-                .finish()
-        });
-        let parts = [self.query.as_deref(), own_query, added.as_deref()];
-        let mut separator = '?';
-        for part in parts.into_iter().flatten().filter(|part| !part.is_empty()) {
-            merged.push(separator);
-            merged.push_str(part);
-            separator = '&';
-        }
-        PathAndQuery::from_maybe_shared(merged.into_bytes())
-            .map_err(|e| Error::invalid("URL path is not valid").with_source(e))
+        merge(path, [self.query.as_deref().unwrap_or_default(), own_query])
     }
 
     /// The same for what the URL standard leaves as it is, which is nearly all: nothing to encode, no
@@ -124,6 +103,32 @@ impl BaseUrl {
     }
 }
 
+/// The same target with more pairs in its query.
+///
+/// # Errors
+/// Invalid: too long for a URL.
+pub(crate) fn with_query(
+    target: &PathAndQuery,
+    pairs: &[(String, String)],
+) -> Result<PathAndQuery, Error> {
+    let added = url::form_urlencoded::Serializer::new(String::new())
+        .extend_pairs(pairs)
+        .finish();
+    merge(target.path(), [target.query().unwrap_or_default(), &added])
+}
+
+fn merge(path: &str, queries: [&str; 2]) -> Result<PathAndQuery, Error> {
+    let mut merged = path.to_owned();
+    let mut separator = '?';
+    for query in queries.into_iter().filter(|query| !query.is_empty()) {
+        merged.push(separator);
+        merged.push_str(query);
+        separator = '&';
+    }
+    PathAndQuery::from_maybe_shared(merged.into_bytes())
+        .map_err(|e| Error::invalid("URL path is not valid").with_source(e))
+}
+
 fn has_scheme(path: &str) -> bool {
     path.split_once("://").is_some_and(|(scheme, _)| {
         !scheme.is_empty()
@@ -139,7 +144,7 @@ mod tests {
     use super::*;
 
     fn target(base: &str, path: &str) -> Result<String, Error> {
-        let target = BaseUrl::parse(base).unwrap().target(path, &[])?;
+        let target = BaseUrl::parse(base).unwrap().target(path)?;
         Ok(target.to_string())
     }
 
@@ -169,7 +174,16 @@ mod tests {
         }
         let base = BaseUrl::parse("https://h/v1?a=1").unwrap();
         let query = [("k&".to_owned(), "v w".to_owned())];
-        assert_eq!(base.target("x", &query).unwrap(), "/v1/x?a=1&k%26=v+w");
+        for (path, expected) in [
+            ("x", "/v1/x?a=1&k%26=v+w"),
+            ("x?", "/v1/x?a=1&k%26=v+w"),
+            ("x?b", "/v1/x?a=1&b&k%26=v+w"),
+        ] {
+            let target = base.target(path).unwrap();
+            assert_eq!(with_query(&target, &query).unwrap(), expected);
+        }
+        let plain = BaseUrl::parse("https://h").unwrap().target("/x").unwrap();
+        assert_eq!(with_query(&plain, &query).unwrap(), "/x?k%26=v+w");
     }
 
     proptest::proptest! {

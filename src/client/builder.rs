@@ -22,10 +22,11 @@ use crate::tls::TlsOptions;
 use super::base_url::BaseUrl;
 use super::client_core::ClientCore;
 use super::options::{CallOptions, RetryPolicy, Timeouts};
-use super::prepare::mark_all_sensitive;
+use super::prepare::{DefaultHeaders, mark_all_sensitive};
 use super::provider_client::Client;
 use super::request::{bearer, header};
 use super::send::Route;
+use super::targets::Targets;
 
 /// The clients of a pool by their provider's name.
 pub(crate) type Registered = Arc<Mutex<HashMap<String, Client>>>;
@@ -263,7 +264,8 @@ impl ClientBuilder {
                 base,
                 options,
                 counters: Counters::new(),
-                headers: ArcSwap::from_pointee(headers),
+                headers: ArcSwap::new(DefaultHeaders::new(headers)),
+                targets: Targets::default(),
             }),
         };
         let Some((name, registered)) = registry else {

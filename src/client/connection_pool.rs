@@ -26,7 +26,7 @@ use crate::tls::TlsOptions;
 
 use super::builder::{ClientBuilder, Registered};
 use super::options::{CallOptions, RequestOptions, RetryPolicy, Timeouts};
-use super::prepare::{Prepared, mark_all_sensitive};
+use super::prepare::{DefaultHeaders, Draft, Prepared};
 use super::provider_client::Client;
 use super::response_body::ResponseBody;
 use super::send::{Route, send};
@@ -141,20 +141,18 @@ impl ConnectionPool {
             Some(target) => target.clone(),
             None => PathAndQuery::from_static("/"),
         };
-        mark_all_sensitive(&mut parts.headers);
-        let prepared = Prepared::new(
-            parts.method,
+        let draft = Box::new(Draft {
+            method: parts.method,
             target,
-            parts.headers,
-            None,
-            &origin,
-            body.exact_len(),
-            &options,
-        )
-        .map_err(|e| e.with_origin(origin.to_string()))?;
+            headers: parts.headers,
+            options,
+        });
+        let options = self.defaults.options.with(&draft.options);
+        let request = Prepared::new(draft, DefaultHeaders::none(), &origin, body.exact_len())
+            .map_err(|e| e.with_origin(origin.to_string()))?;
         let route = Route::new(origin, self.defaults.connect.clone())?;
-        let options = self.defaults.options.clone().with(&options);
-        send(&self.pool, None, &route, prepared, body, options).await
+        let body = send(&self.pool, None, &route, request, body, options).await?;
+        Ok(body.into_http())
     }
 
     /// Makes `n` requests at once to an origin possible without waiting for a connection: TLS,

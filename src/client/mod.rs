@@ -5,6 +5,7 @@
 
 mod base_url;
 mod builder;
+mod call;
 mod client_core;
 mod connection_pool;
 mod options;
@@ -15,6 +16,7 @@ mod response;
 mod response_body;
 mod retry;
 mod send;
+mod targets;
 mod upgraded;
 
 pub use builder::ClientBuilder;

@@ -191,21 +191,16 @@ impl Default for CallOptions {
 }
 
 impl CallOptions {
-    pub(crate) fn with(mut self, request: &RequestOptions) -> Self {
-        if let Some(timeouts) = request.timeouts {
-            self.timeouts = timeouts;
+    /// These, but where the request has its own.
+    pub(crate) fn with(&self, request: &RequestOptions) -> Self {
+        let mut timeouts = request.timeouts.unwrap_or(self.timeouts);
+        timeouts.total = request.timeout.or(timeouts.total);
+        Self {
+            timeouts,
+            retry: request.retry.unwrap_or(self.retry),
+            max_body_bytes: request.max_body_bytes.unwrap_or(self.max_body_bytes),
+            expect_continue: request.expect_continue,
+            listener: request.listener.clone(),
         }
-        if let Some(total) = request.timeout {
-            self.timeouts.total = Some(total);
-        }
-        if let Some(retry) = request.retry {
-            self.retry = retry;
-        }
-        if let Some(bytes) = request.max_body_bytes {
-            self.max_body_bytes = bytes;
-        }
-        self.expect_continue = request.expect_continue;
-        self.listener.clone_from(&request.listener);
-        self
     }
 }

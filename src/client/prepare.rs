@@ -1,9 +1,9 @@
 //! A request made ready for the wire: headers of the client merged, framing ours. Pure.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use http::header::{
-    ACCEPT, CONNECTION, CONTENT_LENGTH, EXPECT, HOST, HeaderName, HeaderValue, TE,
+    ACCEPT, CONNECTION, CONTENT_LENGTH, EXPECT, HOST, HeaderName, HeaderValue, TE, TRAILER,
     TRANSFER_ENCODING, UPGRADE, USER_AGENT,
 };
 use http::uri::{Authority, PathAndQuery};
@@ -17,74 +17,128 @@ use super::options::RequestOptions;
 const USER_AGENT_VALUE: HeaderValue =
     HeaderValue::from_static(concat!("firstbyte/", env!("CARGO_PKG_VERSION")));
 const ANY: HeaderValue = HeaderValue::from_static("*/*");
+const IDEMPOTENCY_KEY: &str = "idempotency-key";
 
-/// A request as both protocols need it.
+/// The header fields that requests have unless they say otherwise: a client's, and those that every request
+/// should have. Looked through once, when they are made.
 #[derive(Debug)]
-pub(crate) struct Prepared {
+pub(crate) struct DefaultHeaders {
+    fields: HeaderMap,
+    speaks_of_framing: bool,
+    names_key: bool,
+}
+
+impl DefaultHeaders {
+    pub(crate) fn new(mut fields: HeaderMap) -> Arc<Self> {
+        fields.entry(USER_AGENT).or_insert(USER_AGENT_VALUE);
+        fields.entry(ACCEPT).or_insert(ANY);
+        Arc::new(Self {
+            speaks_of_framing: fields.keys().any(speaks_of_framing),
+            names_key: fields.contains_key(IDEMPOTENCY_KEY),
+            fields,
+        })
+    }
+
+    /// Those of a request without a client.
+    pub(crate) fn none() -> Arc<Self> {
+        static NONE: LazyLock<Arc<DefaultHeaders>> =
+            LazyLock::new(|| DefaultHeaders::new(HeaderMap::new()));
+        NONE.clone()
+    }
+}
+
+/// A request as its caller makes it. Boxed by whoever begins it, since it goes through several hands.
+#[derive(Debug)]
+pub(crate) struct Draft {
     pub(crate) method: Method,
     pub(crate) target: PathAndQuery,
+    /// The request's own.
     pub(crate) headers: HeaderMap,
-    /// The exact length of the body, if known: its own, or the caller's `content-length`.
+    pub(crate) options: RequestOptions,
+}
+
+impl Draft {
+    pub(crate) fn new(method: Method, target: PathAndQuery) -> Self {
+        Self {
+            method,
+            target,
+            headers: HeaderMap::new(),
+            options: RequestOptions::default(),
+        }
+    }
+}
+
+/// A request that may go onto the wire, of either protocol.
+#[derive(Debug)]
+pub(crate) struct Prepared {
+    pub(crate) draft: Box<Draft>,
+    /// What of them is not among the request's own goes with it.
+    defaults: Option<Arc<DefaultHeaders>>,
+    /// The body's length, if it is known.
     pub(crate) length: Option<u64>,
+    /// It may be processed twice.
     pub(crate) idempotent: bool,
-    /// It may travel as early data, which can be replayed (RFC 8470 §4).
+    /// It may travel as early data, which others may replay (RFC 8470 §5.1).
     pub(crate) early: bool,
-    /// What a CONNECT wants to speak (RFC 8441).
-    pub(crate) protocol: Option<Arc<str>>,
 }
 
 impl Prepared {
+    /// Checks the request.
+    ///
     /// # Errors
-    /// Invalid: CONNECT without a protocol, a target that is not ASCII, headers that would lie about framing, host or
-    /// connection.
+    /// Invalid: a framing header that lies or that is ours to set, a target with other characters than the
+    /// RFCs know, CONNECT without what it needs.
     pub(crate) fn new(
-        method: Method,
-        target: PathAndQuery,
-        mut headers: HeaderMap,
-        defaults: Option<&HeaderMap>,
+        mut draft: Box<Draft>,
+        defaults: Arc<DefaultHeaders>,
         origin: &Origin,
         body_length: Option<u64>,
-        options: &RequestOptions,
     ) -> Result<Self, Error> {
-        let protocol = options.extended_connect.clone();
-        check_connect(&method, protocol.as_deref(), body_length)?;
+        let protocol = draft.options.extended_connect.as_deref();
+        check_connect(&draft.method, protocol, body_length)?;
         // RFC 9112 §3.2 and RFC 3986 know visible ASCII alone; `http` lets more through.
-        if !target.as_str().bytes().all(|b| b.is_ascii_graphic()) {
+        let target = draft.target.as_str();
+        if !target.bytes().all(|b| b.is_ascii_graphic()) {
             return Err(Error::invalid(
                 "URL path or query holds a character that is not visible ASCII; percent-encode it",
             ));
         }
-        // What the request says replaces what the client says by default.
-        for name in defaults.into_iter().flat_map(HeaderMap::keys) {
-            if !headers.contains_key(name) {
-                for value in defaults.into_iter().flat_map(|d| d.get_all(name)) {
-                    headers.append(name, value.clone());
-                }
-            }
-        }
-        let length = check_framing(&mut headers, origin, body_length)?;
-        headers.entry(USER_AGENT).or_insert(USER_AGENT_VALUE);
-        headers.entry(ACCEPT).or_insert(ANY);
-        let idempotent = options.idempotent;
-        let early = idempotent.unwrap_or_else(|| method.is_safe());
-        let idempotent = idempotent
-            .unwrap_or_else(|| method.is_idempotent() || headers.contains_key("idempotency-key"));
+        mark_all_sensitive(&mut draft.headers);
+        let idempotent = draft.options.idempotent;
+        let early = idempotent.unwrap_or_else(|| draft.method.is_safe());
+        let idempotent = idempotent.unwrap_or_else(|| {
+            draft.method.is_idempotent()
+                || defaults.names_key
+                || draft.headers.contains_key(IDEMPOTENCY_KEY)
+        });
+        // The usual request has none of them.
+        let is_usual = !defaults.speaks_of_framing && !draft.headers.keys().any(speaks_of_framing);
+        let (defaults, length) = if is_usual {
+            (Some(defaults), body_length)
+        } else {
+            draft.headers = merged(&draft.headers, &defaults.fields);
+            let length = check_framing(&mut draft.headers, origin, body_length)?;
+            (None, length)
+        };
         Ok(Self {
-            method,
-            target,
-            headers,
+            draft,
+            defaults,
             length,
             idempotent,
             early,
-            protocol,
         })
     }
 
-    /// The same request for HTTP/2: pseudo-headers from the origin, nothing that belongs to a
-    /// connection (RFC 9113 §8.2.2).
+    /// The header fields that come beside [the request's own](Draft::headers), unless those have the name.
+    pub(crate) fn defaults(&self) -> Option<&HeaderMap> {
+        self.defaults.as_ref().map(|defaults| &defaults.fields)
+    }
+
+    /// The request as HTTP/2 sends it.
     pub(crate) fn http2(&self, origin: &Origin, authority: &Authority) -> http::Request<()> {
+        let draft = &*self.draft;
         let mut request = http::Request::new(());
-        *request.method_mut() = self.method.clone();
+        *request.method_mut() = draft.method.clone();
         *request.version_mut() = Version::HTTP_2;
         let mut parts = http::uri::Parts::default();
         parts.scheme = Some(if origin.is_https() {
@@ -93,21 +147,39 @@ impl Prepared {
             http::uri::Scheme::HTTP
         });
         parts.authority = Some(authority.clone());
-        parts.path_and_query = Some(self.target.clone());
+        parts.path_and_query = Some(draft.target.clone());
         *request.uri_mut() = Uri::from_parts(parts).expect("its parts were checked");
-        let mut headers = self.headers.clone();
-        // The others that belong to a connection were refused.
-        headers.remove(CONNECTION);
-        headers.remove(UPGRADE);
+        let mut headers = match self.defaults() {
+            Some(defaults) => merged(&draft.headers, defaults),
+            None => {
+                let mut headers = draft.headers.clone();
+                // The others that belong to a connection were refused.
+                headers.remove(CONNECTION);
+                headers.remove(UPGRADE);
+                headers
+            }
+        };
         if let Some(n) = self
             .length
-            .filter(|n| *n > 0 || self.method == Method::POST)
+            .filter(|n| *n > 0 || draft.method == Method::POST)
         {
             headers.insert(CONTENT_LENGTH, HeaderValue::from(n));
         }
         *request.headers_mut() = headers;
         request
     }
+}
+
+/// What the request says replaces what is said by default.
+fn merged(own: &HeaderMap, defaults: &HeaderMap) -> HeaderMap {
+    let mut headers = defaults.clone();
+    for name in own.keys() {
+        headers.remove(name);
+    }
+    for (name, value) in own {
+        headers.append(name, value.clone());
+    }
+    headers
 }
 
 /// Whether CONNECT is what it can be here: extended, and without a body of its own.
@@ -146,12 +218,13 @@ fn check_connect(
 
 /// Whether [`check_framing`] has something to say about it.
 fn speaks_of_framing(name: &HeaderName) -> bool {
-    const STANDARD: [HeaderName; 7] = [
+    const STANDARD: [HeaderName; 8] = [
         CONNECTION,
         CONTENT_LENGTH,
         EXPECT,
         HOST,
         TE,
+        TRAILER,
         TRANSFER_ENCODING,
         UPGRADE,
     ];
@@ -164,10 +237,6 @@ fn check_framing(
     origin: &Origin,
     body_length: Option<u64>,
 ) -> Result<Option<u64>, Error> {
-    // The usual request has none of them.
-    if !headers.keys().any(speaks_of_framing) {
-        return Ok(body_length);
-    }
     if headers.contains_key(TRANSFER_ENCODING) {
         return Err(Error::invalid(
             "header transfer-encoding is the library's to set",
@@ -271,20 +340,37 @@ mod tests {
     // layering: uses this module, options beside it, and origin, which is below.
     use super::*;
 
-    fn prepare(pairs: &[(&'static str, &str)], length: Option<u64>) -> Result<Prepared, Error> {
+    fn draft(method: Method, path: &'static str) -> Box<Draft> {
+        Box::new(Draft::new(method, PathAndQuery::from_static(path)))
+    }
+
+    fn with(
+        defaults: &[(&'static str, &str)],
+        draft: Box<Draft>,
+        length: Option<u64>,
+    ) -> Result<Prepared, Error> {
+        let defaults = DefaultHeaders::new(map(defaults));
+        let origin = Origin::parse("https://h.test").unwrap();
+        Prepared::new(draft, defaults, &origin, length)
+    }
+
+    fn map(pairs: &[(&'static str, &str)]) -> HeaderMap {
         let mut headers = HeaderMap::new();
         for (name, value) in pairs {
             headers.append(*name, value.parse().unwrap());
         }
-        Prepared::new(
-            Method::POST,
-            PathAndQuery::from_static("/a"),
-            headers,
-            None,
-            &Origin::parse("https://h.test").unwrap(),
-            length,
-            &RequestOptions::default(),
-        )
+        headers
+    }
+
+    fn prepare(pairs: &[(&'static str, &str)], length: Option<u64>) -> Result<Prepared, Error> {
+        let mut draft = draft(Method::POST, "/a");
+        draft.headers = map(pairs);
+        with(&[], draft, length)
+    }
+
+    fn http2(prepared: &Prepared) -> http::Request<()> {
+        let origin = Origin::parse("https://h.test").unwrap();
+        prepared.http2(&origin, &"h.test".parse().unwrap())
     }
 
     #[test]
@@ -306,7 +392,8 @@ mod tests {
             assert!(prepare(bad, Some(3)).unwrap_err().is_invalid(), "{bad:?}");
         }
         let good = prepare(&[("content-length", "3"), ("host", "h.test")], Some(3)).unwrap();
-        assert!(!good.headers.contains_key(CONTENT_LENGTH) && !good.headers.contains_key(HOST));
+        let headers = &good.draft.headers;
+        assert!(!headers.contains_key(CONTENT_LENGTH) && !headers.contains_key(HOST));
         assert_eq!(good.length, Some(3));
         assert_eq!(
             prepare(&[("content-length", "9")], None).unwrap().length,
@@ -317,19 +404,9 @@ mod tests {
     #[test]
     fn connect_is_extended_or_nothing() {
         let prepare = |method: Method, protocol: Option<&str>, length| {
-            let options = RequestOptions {
-                extended_connect: protocol.map(Into::into),
-                ..RequestOptions::default()
-            };
-            Prepared::new(
-                method,
-                PathAndQuery::from_static("/chat"),
-                HeaderMap::new(),
-                None,
-                &Origin::parse("https://h.test").unwrap(),
-                length,
-                &options,
-            )
+            let mut draft = draft(method, "/chat");
+            draft.options.extended_connect = protocol.map(Into::into);
+            with(&[], draft, length)
         };
         for (method, protocol, length) in [
             (Method::CONNECT, None, Some(0)),
@@ -343,7 +420,8 @@ mod tests {
             assert!(error.is_invalid(), "{method} {protocol:?} {length:?}");
         }
         let good = prepare(Method::CONNECT, Some("websocket"), Some(0)).unwrap();
-        assert_eq!(good.protocol.as_deref(), Some("websocket"));
+        let protocol = &good.draft.options.extended_connect;
+        assert_eq!(protocol.as_deref(), Some("websocket"));
         assert!(!good.idempotent && !good.early);
     }
 
@@ -355,8 +433,7 @@ mod tests {
             ("te", "trailers"),
         ];
         let prepared = prepare(&pairs, Some(3)).unwrap();
-        let origin = Origin::parse("https://h.test").unwrap();
-        let request = prepared.http2(&origin, &"h.test".parse().unwrap());
+        let request = http2(&prepared);
         let mut names: Vec<_> = request.headers().keys().map(HeaderName::as_str).collect();
         names.sort_unstable();
         assert_eq!(names, ["accept", "content-length", "te", "user-agent"]);
@@ -365,25 +442,45 @@ mod tests {
 
     #[test]
     fn request_headers_replace_defaults_and_defaults_keep_all_their_values() {
-        let mut defaults = HeaderMap::new();
-        defaults.append("x-a", "1".parse().unwrap());
-        defaults.append("x-a", "2".parse().unwrap());
-        defaults.append("x-b", "3".parse().unwrap());
-        let mut headers = HeaderMap::new();
-        headers.append("x-b", "mine".parse().unwrap());
-        let prepared = Prepared::new(
-            Method::GET,
-            PathAndQuery::from_static("/"),
-            headers,
-            Some(&defaults),
-            &Origin::parse("https://h").unwrap(),
-            Some(0),
-            &RequestOptions::default(),
-        )
-        .unwrap();
-        let all = |name| prepared.headers.get_all(name).iter().collect::<Vec<_>>();
-        assert_eq!(all("x-a"), ["1", "2"]);
-        assert_eq!(all("x-b"), ["mine"]);
-        assert!(prepared.idempotent);
+        let defaults = [("x-a", "1"), ("x-a", "2"), ("x-b", "3"), ("accept", "d")];
+        // The second has a field that makes everything be looked at.
+        for more in [&[][..], &[("te", "trailers")]] {
+            let mut draft = draft(Method::GET, "/");
+            draft.headers = map(&[("x-b", "mine"), ("x-c", "1"), ("x-c", "2")]);
+            draft.headers.extend(map(more));
+            let prepared = with(&defaults, draft, Some(0)).unwrap();
+            assert!(prepared.idempotent);
+            let sent = http2(&prepared);
+            let all = |name| sent.headers().get_all(name).iter().collect::<Vec<_>>();
+            assert_eq!(all("x-a"), ["1", "2"]);
+            assert_eq!(all("x-b"), ["mine"]);
+            assert_eq!(all("x-c"), ["1", "2"]);
+            assert_eq!(all("accept"), ["d"]);
+            assert_eq!(all("user-agent").len(), 1);
+            assert_eq!(sent.headers().len(), 7 + more.len());
+        }
+    }
+
+    #[test]
+    fn defaults_that_speak_of_framing_are_looked_at_like_any_other() {
+        let post = |defaults: &[_]| with(defaults, draft(Method::POST, "/"), Some(3));
+        assert!(post(&[("transfer-encoding", "chunked")]).is_err());
+        assert!(post(&[("host", "other")]).is_err());
+        let good = post(&[("connection", "close"), ("host", "h.test")]).unwrap();
+        assert!(good.defaults().is_none() && !good.draft.headers.contains_key(HOST));
+        assert_eq!(good.draft.headers[CONNECTION], "close");
+        assert!(!http2(&good).headers().contains_key(CONNECTION));
+    }
+
+    #[test]
+    fn key_of_idempotency_counts_wherever_it_stands() {
+        let post = |defaults: &[_]| with(defaults, draft(Method::POST, "/"), Some(3));
+        assert!(!post(&[]).unwrap().idempotent);
+        assert!(post(&[("idempotency-key", "1")]).unwrap().idempotent);
+        assert!(
+            prepare(&[("idempotency-key", "1")], Some(3))
+                .unwrap()
+                .idempotent
+        );
     }
 }

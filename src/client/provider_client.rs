@@ -31,7 +31,7 @@ impl fmt::Debug for Client {
 macro_rules! methods {
     ($($(#[doc = $doc:literal])+ $name:ident = $method:ident,)+) => {
         $($(#[doc = $doc])+
-        pub fn $name(&self, path: impl Into<String>) -> RequestBuilder {
+        pub fn $name(&self, path: impl AsRef<str>) -> RequestBuilder {
             self.request(Method::$method, path)
         })+
     };
@@ -63,8 +63,8 @@ impl Client {
 
     /// A request to `path`, which is appended to the path of the base URL, or to an absolute URL of
     /// the same origin.
-    pub fn request(&self, method: Method, path: impl Into<String>) -> RequestBuilder {
-        RequestBuilder::new(self.core.clone(), method, path.into())
+    pub fn request(&self, method: Method, path: impl AsRef<str>) -> RequestBuilder {
+        RequestBuilder::new(self.core.clone(), method, path.as_ref())
     }
 
     /// Makes `n` requests at once possible without waiting for a connection; sends no request.

@@ -5,26 +5,27 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::header::AUTHORIZATION;
+use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 
 use crate::body::Body;
 use crate::error::Error;
 use crate::event::EventListener;
 
+use super::base_url::with_query;
 use super::client_core::ClientCore;
 use super::options::{RequestOptions, Timeouts};
+use super::prepare::{Draft, Prepared};
 use super::response::Response;
+use super::send::send;
 
 /// A request to be sent. A mistake in any step is told by [`send`](Self::send).
 #[must_use = "a request does nothing until it is sent"]
 pub struct RequestBuilder {
     core: Arc<ClientCore>,
-    method: Method,
-    path: String,
-    query: Vec<(String, String)>,
-    headers: HeaderMap,
+    draft: Box<Draft>,
     body: Body,
-    options: RequestOptions,
+    query: Vec<(String, String)>,
     mistake: Option<Error>,
 }
 
@@ -32,7 +33,7 @@ impl fmt::Debug for RequestBuilder {
     /// Without path, query and headers: they may hold keys.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RequestBuilder")
-            .field("method", &self.method)
+            .field("method", &self.draft.method)
             .field("origin", &self.core.route.origin)
             .field("body", &self.body)
             .finish_non_exhaustive()
@@ -40,16 +41,17 @@ impl fmt::Debug for RequestBuilder {
 }
 
 impl RequestBuilder {
-    pub(crate) fn new(core: Arc<ClientCore>, method: Method, path: String) -> Self {
+    pub(super) fn new(core: Arc<ClientCore>, method: Method, path: &str) -> Self {
+        let (target, mistake) = match core.target(path) {
+            Ok(target) => (target, None),
+            Err(error) => (PathAndQuery::from_static("/"), Some(error)),
+        };
         Self {
             core,
-            method,
-            path,
-            query: Vec::new(),
-            headers: HeaderMap::new(),
+            draft: Box::new(Draft::new(method, target)),
             body: Body::empty(),
-            options: RequestOptions::default(),
-            mistake: None,
+            query: Vec::new(),
+            mistake,
         }
     }
 
@@ -61,7 +63,7 @@ impl RequestBuilder {
     {
         match header(name, value) {
             Ok((name, value)) => {
-                self.headers.append(name, value);
+                self.draft.headers.append(name, value);
             }
             Err(error) => self.mistake = self.mistake.or(Some(error)),
         }
@@ -71,10 +73,10 @@ impl RequestBuilder {
     /// Sets headers; each name replaces what was there.
     pub fn headers(mut self, headers: HeaderMap) -> Self {
         for name in headers.keys() {
-            self.headers.remove(name);
+            self.draft.headers.remove(name);
         }
         for (name, value) in &headers {
-            self.headers.append(name, value.clone());
+            self.draft.headers.append(name, value.clone());
         }
         self
     }
@@ -83,7 +85,7 @@ impl RequestBuilder {
     pub fn bearer_auth(mut self, token: impl AsRef<str>) -> Self {
         match bearer(token.as_ref()) {
             Ok(value) => {
-                self.headers.insert(AUTHORIZATION, value);
+                self.draft.headers.insert(AUTHORIZATION, value);
             }
             Err(error) => self.mistake = self.mistake.or(Some(error)),
         }
@@ -113,7 +115,8 @@ impl RequestBuilder {
         match serde_json::to_vec(value) {
             Ok(json) => {
                 self.body = Body::from(json);
-                self.headers
+                self.draft
+                    .headers
                     .entry(http::header::CONTENT_TYPE)
                     .or_insert(HeaderValue::from_static("application/json"));
             }
@@ -127,44 +130,44 @@ impl RequestBuilder {
 
     /// Bounds the whole call, to the end of the body.
     pub fn timeout(mut self, total: Duration) -> Self {
-        self.options.timeout = Some(total);
+        self.draft.options.timeout = Some(total);
         self
     }
 
     /// Sets all timeouts.
     pub fn timeouts(mut self, timeouts: Timeouts) -> Self {
-        self.options.timeouts = Some(timeouts);
+        self.draft.options.timeouts = Some(timeouts);
         self
     }
 
     /// Says whether the request may be processed twice; by default its method decides, or an
     /// `Idempotency-Key` header.
     pub fn idempotent(mut self, yes: bool) -> Self {
-        self.options.idempotent = Some(yes);
+        self.draft.options.idempotent = Some(yes);
         self
     }
 
     /// Lets the body wait for the server's word; see [`RequestOptions::expect_continue`].
     pub fn expect_continue(mut self, patience: Duration) -> Self {
-        self.options = self.options.expect_continue(patience);
+        self.draft.options = self.draft.options.expect_continue(patience);
         self
     }
 
     /// Asks to speak `protocol` over a stream of its own; see [`RequestOptions::extended_connect`].
     pub fn extended_connect(mut self, protocol: impl Into<Arc<str>>) -> Self {
-        self.options = self.options.extended_connect(protocol);
+        self.draft.options = self.draft.options.extended_connect(protocol);
         self
     }
 
     /// Tells somebody of informational responses and of the progress of both bodies.
     pub fn listener(mut self, listener: Arc<dyn EventListener>) -> Self {
-        self.options = self.options.listener(listener);
+        self.draft.options = self.draft.options.listener(listener);
         self
     }
 
     /// Sets everything that [`RequestOptions`] has.
     pub fn options(mut self, options: RequestOptions) -> Self {
-        self.options = options;
+        self.draft.options = options;
         self
     }
 
@@ -179,19 +182,25 @@ impl RequestBuilder {
     pub async fn send(self) -> Result<Response, Error> {
         let Self {
             core,
-            method,
-            path,
-            query,
-            headers,
+            mut draft,
             body,
-            options,
+            query,
             mistake,
         } = self;
+        let named = |e: Error| e.with_origin(core.route.origin_text.clone());
         if let Some(error) = mistake {
-            return Err(error.with_origin(core.route.origin_text.clone()));
+            return Err(named(error));
         }
-        core.send(method, &path, &query, headers, body, &options)
-            .await
+        if !query.is_empty() {
+            draft.target = with_query(&draft.target, &query).map_err(named)?;
+        }
+        let options = core.options.with(&draft.options);
+        let headers = core.headers.load_full();
+        let request =
+            Prepared::new(draft, headers, &core.route.origin, body.exact_len()).map_err(named)?;
+        let counters = Some(&*core.counters);
+        let body = send(&core.pool, counters, &core.route, request, body, options).await?;
+        Ok(Response::new(body))
     }
 }
 

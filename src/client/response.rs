@@ -3,10 +3,8 @@
 use std::fmt;
 use std::future::poll_fn;
 use std::pin::Pin;
-use std::sync::{Arc, OnceLock};
 
 use bytes::{Bytes, BytesMut};
-use http::uri::PathAndQuery;
 use http::{HeaderMap, StatusCode, Version};
 use http_body::Body as _;
 
@@ -16,6 +14,7 @@ use crate::io::PeerAddr;
 use crate::metrics::StepMetrics;
 use crate::timing::{ConnectionUse, RequestTiming};
 
+use super::call::content_length;
 use super::response_body::{ResponseBody, TimingHandle};
 use super::upgraded::Upgraded;
 
@@ -25,85 +24,44 @@ const MAX_DECODE_PIECE: usize = 96;
 
 /// A response whose head has arrived. Its body is read as it is asked for.
 pub struct Response {
-    parts: http::response::Parts,
     body: ResponseBody,
-    url: ResponseUrl,
-    max_body_bytes: usize,
-    content_length: Option<u64>,
-}
-
-/// A URL whose text is made when somebody asks for it.
-pub(crate) struct ResponseUrl {
-    origin: Arc<str>,
-    target: PathAndQuery,
-    text: OnceLock<String>,
-}
-
-impl ResponseUrl {
-    pub(crate) fn new(origin: Arc<str>, target: PathAndQuery) -> Self {
-        Self {
-            origin,
-            target,
-            text: OnceLock::new(),
-        }
-    }
-
-    fn as_str(&self) -> &str {
-        self.text
-            .get_or_init(|| format!("{}{}", self.origin, self.target))
-    }
 }
 
 impl fmt::Debug for Response {
     /// Without the URL's path and query: they may hold a key.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Response")
-            .field("status", &self.parts.status)
-            .field("version", &self.parts.version)
+            .field("status", &self.status())
+            .field("version", &self.body.call.version)
             .field("connection", self.body.connection())
             .finish_non_exhaustive()
     }
 }
 
 impl Response {
-    pub(crate) fn new(
-        response: http::Response<ResponseBody>,
-        url: ResponseUrl,
-        max_body_bytes: usize,
-    ) -> Self {
-        let (parts, body) = response.into_parts();
-        let content_length = parts
-            .headers
-            .get(http::header::CONTENT_LENGTH)
-            .and_then(|value| value.to_str().ok()?.parse().ok());
-        Self {
-            parts,
-            body,
-            url,
-            max_body_bytes,
-            content_length,
-        }
+    pub(super) fn new(body: ResponseBody) -> Self {
+        Self { body }
     }
 
     /// The status. An error status is a response like any other;
     /// [`error_for_status`](Self::error_for_status) makes it an error.
     pub fn status(&self) -> StatusCode {
-        self.parts.status
+        self.body.call.status
     }
 
     /// The header fields.
     pub fn headers(&self) -> &HeaderMap {
-        &self.parts.headers
+        &self.body.call.headers
     }
 
     /// HTTP/2 or HTTP/1.1.
     pub fn version(&self) -> Version {
-        self.parts.version
+        self.body.call.version
     }
 
     /// The URL that was asked, query included.
     pub fn url(&self) -> &str {
-        self.url.as_str()
+        self.body.call.url.as_str()
     }
 
     /// The address of the other end, where the transport knows one.
@@ -113,7 +71,7 @@ impl Response {
 
     /// The announced length of the body.
     pub fn content_length(&self) -> Option<u64> {
-        self.content_length
+        content_length(self.headers())
     }
 
     /// The connection it came over.
@@ -146,12 +104,12 @@ impl Response {
     /// # Errors
     /// Kind Status.
     pub fn error_for_status(self) -> Result<Self, Error> {
-        let status = self.parts.status;
+        let status = self.body.call.status;
         if !status.is_client_error() && !status.is_server_error() {
             return Ok(self);
         }
         let error = Error::new(ErrorKind::Status, format!("the server answered {status}"));
-        Err(self.body.describe(error))
+        Err(self.body.call.describe(error))
     }
 
     /// The next piece of the body; `None` at its end. Trailers are skipped.
@@ -198,14 +156,17 @@ impl Response {
     }
 
     fn check_size(&self, size: usize) -> Result<(), Error> {
-        if size <= self.max_body_bytes {
+        if size <= self.body.call.max_body_bytes {
             return Ok(());
         }
         let message = format!(
             "the body is larger than max_body_bytes of {}",
-            self.max_body_bytes
+            self.body.call.max_body_bytes
         );
-        Err(self.body.describe(Error::new(ErrorKind::TooLarge, message)))
+        Err(self
+            .body
+            .call
+            .describe(Error::new(ErrorKind::TooLarge, message)))
     }
 
     /// The whole body as text: UTF-8, with what is not UTF-8 replaced.
@@ -224,13 +185,16 @@ impl Response {
     /// crate does not decode; and as [`bytes`](Self::bytes).
     #[cfg(feature = "json")]
     pub async fn json<T: serde::de::DeserializeOwned>(&mut self) -> Result<T, Error> {
-        if let Some(encoding) = self.parts.headers.get(http::header::CONTENT_ENCODING)
+        if let Some(encoding) = self.body.call.headers.get(http::header::CONTENT_ENCODING)
             && encoding != "identity"
         {
             let name = crate::error::escape_peer_text(encoding.as_bytes());
             let message =
                 format!("the body has content-encoding {name}, which is not decoded here");
-            return Err(self.body.describe(Error::new(ErrorKind::Decode, message)));
+            return Err(self
+                .body
+                .call
+                .describe(Error::new(ErrorKind::Decode, message)));
         }
         let bytes = self.bytes().await?;
         serde_json::from_slice(&bytes).map_err(|e| {
@@ -246,7 +210,7 @@ impl Response {
             // serde names the place, and the value that it did not expect.
             let cause = mask_keys(&e.to_string());
             let error = Error::new(ErrorKind::Decode, message).with_source(cause);
-            self.body.describe(error)
+            self.body.call.describe(error)
         })
     }
 
@@ -257,7 +221,7 @@ impl Response {
 
     /// The response in the types of `http`.
     pub fn into_http(self) -> http::Response<ResponseBody> {
-        http::Response::from_parts(self.parts, self.body)
+        self.body.into_http()
     }
 
     /// After 101 Switching Protocols: the connection itself. After 2xx to an
@@ -266,7 +230,7 @@ impl Response {
     /// # Errors
     /// Invalid if the response is no upgrade.
     pub fn upgrade(self) -> Result<Upgraded, Error> {
-        let status = self.parts.status;
+        let status = self.body.call.status;
         self.body
             .into_upgraded()
             .ok_or_else(|| Error::invalid(format!("status {status} is no upgrade")))

@@ -14,14 +14,13 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
-use http::StatusCode;
 use http::header::{EXPECT, HeaderValue};
-use http::uri::Authority;
+use http::uri::{Authority, PathAndQuery};
 use tokio::runtime::{Handle, Id as RuntimeId};
 
 use crate::body::Body;
 use crate::clock::{deadline, now};
-use crate::connection::{ConnectOptions, ConnectionInfo, Early, Protocols};
+use crate::connection::{ConnectOptions, Early, Protocols};
 use crate::error::{Error, ErrorKind, ReplaySafety};
 use crate::event::{RequestEvent, RequestRecorder};
 use crate::http1::RequestHead;
@@ -29,12 +28,15 @@ use crate::http2::{Doubter, Outgoing};
 use crate::io::Traffic;
 use crate::metrics::{Counters, Served};
 use crate::origin::Origin;
-use crate::pool::{Acquire, H1Lease, H2Lease, Host, Lease, Minimum, Pool, WaitLimits, acquire};
+use crate::pool::{
+    Found as Free, Host, Lease, Minimum, Pool, WaitLimits, acquire, acquire_fresh, wait_for,
+};
 use crate::timing::{ConnectionUse, Phase};
 
+use super::call::{Call, Source, content_length};
 use super::options::{CallOptions, Timeouts};
 use super::prepare::Prepared;
-use super::response_body::{FinishedCall, ResponseBody};
+use super::response_body::ResponseBody;
 use super::retry::{Answer, Failure, Tries, Verdict};
 
 /// How long an origin that ends HTTP/2 connections with HTTP_1_1_REQUIRED gets none.
@@ -157,19 +159,22 @@ impl Route {
     }
 }
 
-/// One call: its clock and its books. Dropped before its end it is counted all the same.
-struct Call<'a> {
-    /// Until the response takes it. Boxed: it moves with the response from hand to hand.
-    recorder: Option<Box<RequestRecorder>>,
+/// A call until its response has a head. Dropped before, it is counted all the same.
+struct Sending<'a> {
+    /// Until the response takes it.
+    call: Option<Box<Call>>,
     counters: [Option<&'a Counters>; 2],
     secure: bool,
-    connection: Option<ConnectionInfo>,
     counted: bool,
 }
 
-impl Call<'_> {
+impl Sending<'_> {
+    fn call(&mut self) -> &mut Call {
+        self.call.as_mut().expect("there is no response yet")
+    }
+
     fn recorder(&mut self) -> &mut RequestRecorder {
-        self.recorder.as_mut().expect("there is no response yet")
+        &mut self.call().recorder
     }
 
     /// Counts the call, once.
@@ -177,21 +182,19 @@ impl Call<'_> {
         if std::mem::replace(&mut self.counted, true) {
             return;
         }
-        let Some(recorder) = &self.recorder else {
-            return;
-        };
+        let Some(call) = &self.call else { return };
+        let recorder = &call.recorder;
         let counters = self.counters.into_iter().flatten();
-        let (Some(info), Some(how)) = (&self.connection, recorder.connection_use()) else {
+        let (Some(info), Some(how)) = (&call.connection, recorder.connection_use()) else {
             counters.for_each(Counters::unserved);
             return;
         };
         let served = Served {
             how,
             secure: self.secure,
-            queried_dns: info.trace().has_queried_dns(),
+            waited_for_query: recorder.has_waited_for_dns() && info.trace().has_queried_dns(),
             setup_cost: info.setup_cost(),
             attempts: recorder.attempts(),
-            timing: &recorder.timing(),
         };
         counters.for_each(|counters| counters.served(&served));
     }
@@ -206,12 +209,32 @@ impl Call<'_> {
             .with_attempt(recorder.attempts(), recorder.is_reused())
             .with_timing(recorder.timing())
     }
+
+    /// The response takes the call.
+    fn respond(
+        &mut self,
+        target: PathAndQuery,
+        timeouts: Timeouts,
+        until: Option<(Instant, Duration)>,
+        moved: (u64, u64),
+    ) -> ResponseBody {
+        self.recorder().emit(RequestEvent::Headers);
+        self.count();
+        let mut call = self.call.take().expect("there is one response");
+        call.url.set_target(target);
+        call.total =
+            until.map(|(at, total)| (Box::pin(tokio::time::sleep_until(at.into())), total));
+        call.between_bytes = timeouts.between_bytes;
+        call.moved = moved;
+        // The call's own end is the body's from here on.
+        ResponseBody::new(call)
+    }
 }
 
-impl Drop for Call<'_> {
+impl Drop for Sending<'_> {
     fn drop(&mut self) {
-        if let Some(recorder) = &mut self.recorder {
-            recorder.emit(RequestEvent::End);
+        if let Some(call) = &mut self.call {
+            call.recorder.emit(RequestEvent::End);
             self.count();
         }
     }
@@ -228,15 +251,18 @@ pub(crate) async fn send(
     mut request: Prepared,
     body: Body,
     options: CallOptions,
-) -> Result<http::Response<ResponseBody>, Error> {
-    let mut call = Call {
-        recorder: Some(Box::new(RequestRecorder::start(options.listener))),
+) -> Result<ResponseBody, Error> {
+    let timeouts = options.timeouts;
+    let mut sending = Sending {
+        call: Some(Box::new(Call::new(
+            RequestRecorder::start(options.listener),
+            route.origin_text.clone(),
+            options.max_body_bytes,
+        ))),
         counters: [Some(pool.counters()), client_counters],
         secure: route.origin.is_https(),
-        connection: None,
         counted: false,
     };
-    let timeouts = options.timeouts;
     let until = timeouts.total.map(|total| (deadline(now(), total), total));
     let limits = WaitLimits {
         queue: timeouts.queue,
@@ -249,7 +275,7 @@ pub(crate) async fn send(
         .filter(|_| request.length != Some(0));
     if expect.is_some() {
         let value = HeaderValue::from_static("100-continue");
-        request.headers.insert(EXPECT, value);
+        request.draft.headers.insert(EXPECT, value);
     }
     let mut tries = Tries::default();
     let mut body = Some(body);
@@ -258,22 +284,33 @@ pub(crate) async fn send(
     let mut known = ReplaySafety::NotSent;
     let mut early = request.early;
     loop {
-        call.recorder().emit(RequestEvent::AttemptStart);
+        let call = sending.call();
+        call.recorder.emit(RequestEvent::AttemptStart);
         call.connection = None;
         let (this_body, rest) = body.take().unwrap_or_default().for_attempt();
         let mut this_body = Some(this_body);
         let find = || route.host(pool);
-        let how = if fresh { Acquire::Fresh } else { Acquire::Any };
         // What may be replayed must be there to be sent again.
         let may_be_early = early && rest.is_some();
-        let lease = match acquire(find, how, may_be_early, call.recorder(), limits).await {
+        let recorder = &mut call.recorder;
+        let found = if fresh {
+            acquire_fresh(find, may_be_early, recorder, limits).await
+        } else {
+            match acquire(find, may_be_early, recorder) {
+                Ok(Free::Lease(lease)) => Ok(lease),
+                Ok(Free::Nothing(place)) => {
+                    wait_for(place, find, may_be_early, recorder, limits).await
+                }
+                Err(error) => Err(error),
+            }
+        };
+        let lease = match found {
             Ok(lease) => lease,
             Err(error) => {
                 let safety = known.and(error.replay_safety());
-                return Err(call.fail(error.with_replay(safety), route));
+                return Err(sending.fail(error.with_replay(safety), route));
             }
         };
-        call.connection = Some(lease.info().clone());
         // Only the request that finds the handshake open travels as early data.
         let handshake = lease
             .info()
@@ -284,10 +321,11 @@ pub(crate) async fn send(
         let unsettled = lease.is_unsettled();
         let has_deadline = timeouts.first_byte.is_some() || until.is_some();
         let doubter = lease.doubter().filter(|_| has_deadline);
+        call.connection = Some(lease.info().clone());
         let traffic = Traffic::default();
-        let bounded_result = {
+        let result = {
             let attempt = pin!(exchange(
-                call.recorder(),
+                call,
                 route,
                 &request,
                 expect,
@@ -295,22 +333,25 @@ pub(crate) async fn send(
                 &traffic,
                 lease,
             ));
-            bounded(attempt, timeouts, until, &traffic, doubter).await
+            if has_deadline {
+                bounded(attempt, timeouts, until, &traffic, doubter).await
+            } else {
+                Ok(attempt.await)
+            }
         };
-        let result =
-            bounded_result.unwrap_or_else(|expired| Err(expired.into_error(call.recorder())));
+        let result = result.unwrap_or_else(|expired| Err(expired.into_error(&call.recorder)));
         let result = match &handshake {
             None => result,
             Some(handshake) => {
                 early = false;
-                after_early(result, handshake, call.recorder())
+                after_early(result, handshake, &mut call.recorder)
             }
         };
         let verdict = match &result {
-            Ok(head) => {
-                let how = call.recorder().connection_use();
+            Ok(()) => {
+                let how = call.recorder.connection_use();
                 let answer = Answer {
-                    status: head.status(),
+                    status: call.status,
                     was_early: handshake.is_some(),
                     was_shared: how.is_some_and(|how| how != ConnectionUse::New),
                     has_body: rest.is_some(),
@@ -326,7 +367,7 @@ pub(crate) async fn send(
                     has_body: body.is_some(),
                     unsettled,
                     may_use_http1: route.may_use_http1(),
-                    ..Failure::new(error, call.recorder().is_reused(), http1)
+                    ..Failure::new(error, call.recorder.is_reused(), http1)
                 };
                 if error.kind() == ErrorKind::Http1Required && error.is_of_connection() {
                     route.require_http1();
@@ -335,11 +376,12 @@ pub(crate) async fn send(
             }
         };
         known = known.and(match &result {
-            Ok(_) => ReplaySafety::Unprocessed,
+            Ok(()) => ReplaySafety::Unprocessed,
             Err(error) => error.replay_safety(),
         });
         match verdict {
             Verdict::Again(again) if again.is_free || route.may_retry(pool) => {
+                call.forget_answer();
                 fresh = again.fresh;
                 if again.over_http1 {
                     route = route.over_http1().unwrap_or(route);
@@ -352,17 +394,16 @@ pub(crate) async fn send(
                 }
             }
             _ => {
-                let moved = &traffic;
+                let moved = traffic.totals();
                 return match result {
-                    Ok(head) => {
-                        call.recorder().emit(RequestEvent::Headers);
-                        call.count();
-                        Ok(respond(call, head, timeouts, until, moved))
+                    Ok(()) => {
+                        let target = request.draft.target;
+                        Ok(sending.respond(target, timeouts, until, moved))
                     }
                     Err(error) => {
-                        let (sent, received) = moved.totals();
+                        let (sent, received) = moved;
                         let error = error.with_bytes(sent, received).with_replay(known);
-                        Err(call.fail(error, route))
+                        Err(sending.fail(error, route))
                     }
                 };
             }
@@ -373,10 +414,10 @@ pub(crate) async fn send(
 /// What is known once the request's own handshake is over: early data may have been rejected, and
 /// the handshake itself may be what failed.
 fn after_early(
-    result: Result<Head, Error>,
+    result: Result<(), Error>,
     handshake: &Early,
     recorder: &mut RequestRecorder,
-) -> Result<Head, Error> {
+) -> Result<(), Error> {
     if let Some(error) = handshake.failure() {
         return Err(error.clone());
     }
@@ -393,35 +434,20 @@ fn jitter() -> Duration {
     Duration::from_millis(10 + random % 41)
 }
 
-/// A response head with what its body will be read from.
-enum Head {
-    H1 {
-        head: crate::http1::ResponseHead,
-        lease: H1Lease,
-    },
-    H2(crate::http2::ResponseHead<H2Lease>),
-}
-
-impl Head {
-    fn status(&self) -> StatusCode {
-        match self {
-            Self::H1 { head, .. } => head.status,
-            Self::H2(head) => head.status,
-        }
-    }
-}
-
+/// One attempt, to the head of its response, which the call gets.
 async fn exchange(
-    recorder: &mut RequestRecorder,
+    call: &mut Call,
     route: &Route,
     request: &Prepared,
     expect: Option<Duration>,
     body: &mut Option<Body>,
     traffic: &Traffic,
     lease: Lease,
-) -> Result<Head, Error> {
+) -> Result<(), Error> {
+    let draft = &*request.draft;
+    let protocol = &draft.options.extended_connect;
     match lease {
-        Lease::H1(_) if request.protocol.is_some() => {
+        Lease::H1(_) if protocol.is_some() => {
             let message =
                 "the connection speaks HTTP/1.1, which has no extended CONNECT (RFC 8441)";
             let error = Error::new(ErrorKind::Unsupported, message).at(Phase::Send);
@@ -429,76 +455,53 @@ async fn exchange(
         }
         Lease::H1(mut lease) => {
             let head = RequestHead {
-                method: &request.method,
-                target: request.target.as_str(),
+                method: &draft.method,
+                target: draft.target.as_str(),
                 authority: route.authority.as_str(),
-                headers: &request.headers,
+                headers: &draft.headers,
+                defaults: request.defaults(),
             };
             let body = body.get_or_insert_default();
             let http1 = lease.http1();
+            let recorder = &mut call.recorder;
             let head = http1
                 .exchange(&head, request.length, expect, body, traffic, recorder)
                 .await?;
-            Ok(Head::H1 { head, lease })
+            call.status = head.status;
+            call.version = head.version;
+            call.headers = head.headers;
+            call.length = head.length;
+            call.source = if head.is_tunnel {
+                Source::Tunnel(lease)
+            } else {
+                Source::H1(lease)
+            };
+            Ok(())
         }
-        Lease::H2(mut lease) => {
+        Lease::H2(lease) => {
             let outgoing = Outgoing {
                 head: request.http2(&route.origin, &route.authority),
                 length: request.length,
                 expect,
-                protocol: request.protocol.clone(),
+                protocol: protocol.clone(),
             };
-            let handle = lease.take_handle();
-            let exchange = handle.exchange(outgoing, body, traffic, recorder, lease);
-            exchange.await.map(Head::H2)
+            let handle = lease.handle();
+            let recorder = &mut call.recorder;
+            let head = handle
+                .exchange(outgoing, body, traffic, recorder, lease)
+                .await?;
+            call.status = head.status;
+            call.version = http::Version::HTTP_2;
+            call.length = content_length(&head.headers).filter(|_| !head.is_tunnel);
+            call.headers = head.headers;
+            call.source = if head.is_tunnel {
+                Source::StreamTunnel(head.body)
+            } else {
+                Source::H2(head.body)
+            };
+            Ok(())
         }
     }
-}
-
-fn respond(
-    mut call: Call<'_>,
-    head: Head,
-    timeouts: Timeouts,
-    until: Option<(Instant, Duration)>,
-    moved: &Traffic,
-) -> http::Response<ResponseBody> {
-    let info = call
-        .connection
-        .take()
-        .expect("a response comes over a connection");
-    // The call's own end is the body's from here on.
-    let recorder = call.recorder.take().expect("there is one response");
-    let total = until.map(|(at, total)| (Box::pin(tokio::time::sleep_until(at.into())), total));
-    let moved = moved.totals();
-    let finished = FinishedCall::new(recorder, info, total, timeouts.between_bytes, moved);
-    let length = |headers: &http::HeaderMap| {
-        let value = headers.get(http::header::CONTENT_LENGTH)?;
-        value.to_str().ok()?.parse().ok()
-    };
-    let (status, version, headers, body) = match head {
-        Head::H1 { head, lease } if head.is_tunnel => {
-            let body = ResponseBody::tunnel(lease, finished);
-            (head.status, head.version, head.headers, body)
-        }
-        Head::H1 { head, lease } => {
-            let body = ResponseBody::http1(lease, finished, head.length);
-            (head.status, head.version, head.headers, body)
-        }
-        Head::H2(head) => {
-            let length = length(&head.headers);
-            let body = if head.is_tunnel {
-                ResponseBody::http2_tunnel(head.body, finished)
-            } else {
-                ResponseBody::http2(head.body, finished, length)
-            };
-            (head.status, http::Version::HTTP_2, head.headers, body)
-        }
-    };
-    let mut response = http::Response::new(body);
-    *response.status_mut() = status;
-    *response.version_mut() = version;
-    *response.headers_mut() = headers;
-    response
 }
 
 /// Which timeout ran out.
@@ -534,9 +537,6 @@ async fn bounded<F: Future>(
     traffic: &Traffic,
     doubter: Option<Doubter>,
 ) -> Result<F::Output, Expired> {
-    if timeouts.first_byte.is_none() && until.is_none() {
-        return Ok(exchange.await);
-    }
     let sent = &traffic.body_sent;
     let mut seen = sent.load(Relaxed);
     let mut progress_at = now();

@@ -17,6 +17,17 @@ pub(crate) struct RequestHead<'a> {
     pub(crate) target: &'a str,
     pub(crate) authority: &'a str,
     pub(crate) headers: &'a HeaderMap,
+    /// Those that go beside them, but for names that they have. None of them speaks of the connection or of
+    /// framing.
+    pub(crate) defaults: Option<&'a HeaderMap>,
+}
+
+impl RequestHead<'_> {
+    fn fields(&self) -> impl Iterator<Item = (&HeaderName, &HeaderValue)> {
+        let defaults = self.defaults.into_iter().flatten();
+        let others = defaults.filter(|(name, _)| !self.headers.contains_key(*name));
+        self.headers.iter().chain(others)
+    }
 }
 
 /// The other end is a proxy that is asked for each request (RFC 9112 §3.2.2): absolute-form, and
@@ -57,10 +68,9 @@ pub(crate) fn head(
     head: &RequestHead<'_>,
     framing: UploadFraming,
     forward: Option<&Forward>,
-) -> Bytes {
+) -> BytesMut {
     let fields: usize = head
-        .headers
-        .iter()
+        .fields()
         .map(|(name, value)| name.as_str().len() + value.len() + 4)
         .sum();
     let prefix = forward.map_or("", |forward| &forward.prefix);
@@ -87,7 +97,7 @@ pub(crate) fn head(
     if let Some(value) = authorization {
         field(&mut out, &PROXY_AUTHORIZATION, value);
     }
-    for (name, value) in head.headers {
+    for (name, value) in head.fields() {
         // The proxy's credentials are those that it was configured with.
         if authorization.is_none() || *name != PROXY_AUTHORIZATION {
             field(&mut out, name, value);
@@ -99,7 +109,7 @@ pub(crate) fn head(
         UploadFraming::Chunked => out.put_slice(b"transfer-encoding: chunked\r\n"),
     }
     out.put_slice(b"\r\n");
-    out.freeze()
+    out
 }
 
 /// The line before a chunk's data; CRLF follows the data.
@@ -142,11 +152,15 @@ mod tests {
     fn head_has_host_first_and_the_framing_of_its_body() {
         let mut headers = HeaderMap::new();
         headers.insert("accept", "*/*".parse().unwrap());
+        let mut defaults = HeaderMap::new();
+        defaults.insert("accept", "not this".parse().unwrap());
+        defaults.insert("x-key", "1".parse().unwrap());
         let request = RequestHead {
             method: &Method::POST,
             target: "/a?b",
             authority: "h.test:81",
             headers: &headers,
+            defaults: Some(&defaults),
         };
         assert_eq!(
             head(
@@ -154,7 +168,8 @@ mod tests {
                 UploadFraming::new(&Method::POST, Some(3), false),
                 None
             ),
-            "POST /a?b HTTP/1.1\r\nhost: h.test:81\r\naccept: */*\r\ncontent-length: 3\r\n\r\n"
+            "POST /a?b HTTP/1.1\r\nhost: h.test:81\r\naccept: */*\r\nx-key: 1\r\n\
+             content-length: 3\r\n\r\n"
         );
         assert_eq!(
             UploadFraming::new(&Method::GET, Some(0), false),
@@ -180,6 +195,7 @@ mod tests {
         headers.insert(PROXY_AUTHORIZATION, "Basic theirs".parse().unwrap());
         let request = RequestHead {
             headers: &headers,
+            defaults: None,
             ..request
         };
         assert_eq!(

@@ -268,7 +268,11 @@ impl<S: Carrier> Http1<S> {
                 return Err(error);
             }
         };
-        self.announced = KeepAlive::parse(&head.headers);
+        self.announced = if head.speaks_of.keep_alive {
+            KeepAlive::parse(&head.headers)
+        } else {
+            KeepAlive::default()
+        };
         if !framing.keep_alive {
             self.keep_alive = Err(match framing.body {
                 BodyFraming::UntilClose => CloseReason::ResponseEnded,
@@ -443,6 +447,9 @@ impl<S: Carrier> Http1<S> {
 
 /// The request's own `connection: close`.
 fn asks_to_close(headers: &HeaderMap) -> bool {
+    if headers.is_empty() {
+        return false;
+    }
     headers
         .get_all(http::header::CONNECTION)
         .into_iter()
@@ -725,6 +732,9 @@ struct Piece {
 
 /// The request on its way out.
 struct Upload {
+    /// What of the head has not been written.
+    head: BytesMut,
+    /// What follows it.
     queue: VecDeque<Piece>,
     framing: UploadFraming,
     body_left: Option<u64>,
@@ -748,10 +758,8 @@ impl Upload {
         let has_trailers = request.headers.contains_key(http::header::TRAILER);
         let framing = UploadFraming::new(request.method, length, has_trailers);
         Self {
-            queue: VecDeque::from([Piece {
-                bytes: encode::head(request, framing, forward),
-                is_body: false,
-            }]),
+            head: encode::head(request, framing, forward),
+            queue: VecDeque::new(),
             framing,
             body_left: length,
             body_sent: 0,
@@ -767,6 +775,11 @@ impl Upload {
 
     fn is_done(&self) -> bool {
         self.stage == Stage::Done
+    }
+
+    /// Pieces that wait to be written.
+    fn waiting(&self) -> usize {
+        usize::from(!self.head.is_empty()) + self.queue.len()
     }
 
     fn is_empty(&self) -> bool {
@@ -794,13 +807,13 @@ impl Upload {
         loop {
             // The body is asked before the queue is written, so that a body that is at hand
             // leaves in one write with the head.
-            if self.stage == Stage::Body && self.queue.len() <= 1 && !self.is_expecting {
+            if self.stage == Stage::Body && self.waiting() <= 1 && !self.is_expecting {
                 match body.poll_next(cx) {
                     Poll::Ready(next) => {
                         self.push(next).map_err(UploadError::Body)?;
                         continue;
                     }
-                    Poll::Pending if self.queue.is_empty() => {
+                    Poll::Pending if self.waiting() == 0 => {
                         // Nothing more for now: what was written must not wait for it.
                         ready!(Pin::new(&mut *io).poll_flush(cx)).map_err(UploadError::Write)?;
                         return Poll::Pending;
@@ -808,7 +821,7 @@ impl Upload {
                     Poll::Pending => {}
                 }
             }
-            if self.queue.is_empty() {
+            if self.waiting() == 0 {
                 if self.stage != Stage::Flush && !self.is_expecting {
                     continue;
                 }
@@ -824,9 +837,9 @@ impl Upload {
     }
 
     fn poll_write<S: Carrier>(&mut self, cx: &mut Context<'_>, io: &mut S) -> Poll<io::Result<()>> {
-        let mut slices = [IoSlice::new(&[]); 4];
-        let mut used = 0;
-        for (slice, piece) in slices.iter_mut().zip(&self.queue) {
+        let mut slices = [IoSlice::new(&self.head); 5];
+        let mut used = 1;
+        for (slice, piece) in slices[1..].iter_mut().zip(&self.queue) {
             *slice = IoSlice::new(&piece.bytes);
             used += 1;
         }
@@ -834,6 +847,9 @@ impl Upload {
         if n == 0 {
             return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
         }
+        let of_head = n.min(self.head.len());
+        self.head.advance(of_head);
+        n -= of_head;
         while let Some(front) = self.queue.front_mut() {
             let written = n.min(front.bytes.len());
             if front.is_body {
@@ -966,6 +982,7 @@ mod tests {
                 target: "/",
                 authority: "h.test",
                 headers: &HeaderMap::new(),
+                defaults: None,
             };
             let mut recorder = RequestRecorder::start(None);
             let (mut body, traffic) = (Body::empty(), Traffic::default());

@@ -48,7 +48,7 @@ pub(crate) fn decide(method: &Method, head: &Head) -> Result<Framing, &'static s
     }
     // Rule 3: Transfer-Encoding wins over Content-Length, and who sends both is not trusted with
     // a second response.
-    if headers.contains_key(TRANSFER_ENCODING) {
+    if head.speaks_of.transfer_encoding {
         let suspicious = head.is_http10 || headers.contains_key(CONTENT_LENGTH);
         return match chunked_is_last(headers) {
             // Rule 4: chunked last and only once.
@@ -66,6 +66,9 @@ pub(crate) fn decide(method: &Method, head: &Head) -> Result<Framing, &'static s
 }
 
 fn keeps_alive(head: &Head) -> bool {
+    if !head.speaks_of.connection {
+        return !head.is_http10;
+    }
     let mut close = false;
     let mut keep = false;
     for token in tokens(&head.headers, &CONNECTION) {

@@ -20,7 +20,7 @@ mod replay;
 #[cfg(any(test, fuzzing))]
 pub(crate) use chunked::check_splits as check_chunked;
 pub(crate) use encode::{Forward, RequestHead};
-pub(crate) use exchange::{Http1, ResponseHead};
+pub(crate) use exchange::Http1;
 pub(crate) use interrupt::Killer;
 pub(crate) use keep_alive::KeepAlive;
 #[cfg(any(test, fuzzing))]

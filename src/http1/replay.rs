@@ -75,6 +75,7 @@ fn run(input: &[u8], piece: usize, is_head: bool) -> Outcome {
         target: "/",
         authority: "h.test",
         headers: &HeaderMap::new(),
+        defaults: None,
     };
     let mut recorder = RequestRecorder::start(None);
     let (mut body, traffic) = (Body::empty(), Traffic::default());

@@ -9,7 +9,7 @@ use std::pin::Pin;
 use std::sync::Mutex;
 use std::task::{Context, Poll};
 
-use tokio::sync::Notify;
+use atomic_waker::AtomicWaker;
 use tokio::time::{Sleep, sleep_until};
 
 use crate::clock::now;
@@ -55,14 +55,14 @@ pub(super) struct Inbox {
     /// `None` once the task is gone.
     orphans: Mutex<Option<Vec<Orphan>>>,
     /// Wakes the task.
-    pub(super) bell: Notify,
+    pub(super) bell: AtomicWaker,
 }
 
 impl Default for Inbox {
     fn default() -> Self {
         Self {
             orphans: Mutex::new(Some(Vec::new())),
-            bell: Notify::new(),
+            bell: AtomicWaker::new(),
         }
     }
 }
@@ -78,7 +78,7 @@ impl Inbox {
         };
         // Not under the lock: its lease goes home.
         drop(unwanted);
-        self.bell.notify_one();
+        self.bell.wake();
     }
 
     /// Nobody tends them any more.
@@ -103,8 +103,9 @@ impl Orphans {
     /// Lets go of those that are over, resets those that can be paid, the oldest first, and sees to being
     /// woken for the next one.
     pub(super) fn tend(&mut self, cx: &mut Context<'_>, inbox: &Inbox, ledger: &Ledger) {
-        let new = lock(&inbox.orphans).as_mut().map(std::mem::take);
-        self.waiting.extend(new.into_iter().flatten());
+        if let Some(new) = &mut *lock(&inbox.orphans) {
+            self.waiting.extend(new.drain(..));
+        }
         if self.waiting.is_empty() {
             return;
         }

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use h2::client::{Builder, Connection, SendRequest};
 use h2::{Ping, PingPong};
 use tokio::sync::SetOnce;
-use tokio::time::{Sleep, sleep_until, timeout};
+use tokio::time::{Sleep, sleep, sleep_until};
 
 use crate::clock::{deadline, now};
 use crate::close_reason::CloseReason;
@@ -176,7 +176,7 @@ impl Shared {
     pub(super) fn refuse(&self) {
         self.slots.suspect();
         self.refuses.store(true, Ordering::Release);
-        self.inbox.bell.notify_one();
+        self.inbox.bell.wake();
     }
 
     /// Ready once the peer's SETTINGS are known, or the connection has ended.
@@ -204,7 +204,7 @@ impl Http2 {
     pub(crate) fn open(&self) {
         if !self.shared.tap.is_open() {
             self.shared.tap.open();
-            self.shared.inbox.bell.notify_one();
+            self.shared.inbox.bell.wake();
         }
     }
 
@@ -238,7 +238,7 @@ impl Killer {
         if let Some(shared) = self.0.upgrade() {
             shared.kill.store(true, Ordering::Release);
             shared.tap.open();
-            shared.inbox.bell.notify_one();
+            shared.inbox.bell.wake();
         }
     }
 }
@@ -257,7 +257,7 @@ impl Doubter {
             // At once: the next request must not follow before the task has had its turn.
             shared.slots.suspect();
             shared.doubted.store(true, Ordering::Release);
-            shared.inbox.bell.notify_one();
+            shared.inbox.bell.wake();
         }
     }
 }
@@ -342,29 +342,31 @@ impl<S: Carrier> Driver<S> {
     pub(crate) async fn run(mut self, watch: &impl Watch, patience: Patience) -> CloseReason {
         let shared = self.shared.clone();
         let settings_until = deadline(now(), patience.settings);
-        while !shared.tap.is_open() {
-            // A request that has the connection and is not polled must not hold up those who wait for
-            // the peer's first word.
-            if timeout(FIRST_REQUEST, shared.inbox.bell.notified())
-                .await
-                .is_err()
-            {
-                shared.tap.open();
-            }
+        {
+            let mut first = pin!(sleep(FIRST_REQUEST));
+            std::future::poll_fn(|cx| {
+                shared.inbox.bell.register(cx.waker());
+                // A request that has the connection and is not polled must not hold up those who wait for
+                // the peer's first word.
+                if !shared.tap.is_open() && first.as_mut().poll(cx).is_ready() {
+                    shared.tap.open();
+                }
+                if shared.tap.is_open() {
+                    Poll::Ready(())
+                } else {
+                    Poll::Pending
+                }
+            })
+            .await;
         }
         let mut seen = Seen::default();
         let mut pulse = Pulse::new(&mut self.connection, patience);
         let mut alarm = pin!(sleep_until(settings_until.into()));
-        let mut killed = pin!(shared.inbox.bell.notified());
         let result = std::future::poll_fn(|cx| {
+            // Before anything is looked at that it may ring for.
+            shared.inbox.bell.register(cx.waker());
             if shared.kill.load(Ordering::Acquire) {
                 return Poll::Ready(Err(CloseReason::PoolClosed));
-            }
-            while killed.as_mut().poll(cx).is_ready() {
-                if shared.kill.load(Ordering::Acquire) {
-                    return Poll::Ready(Err(CloseReason::PoolClosed));
-                }
-                killed.set(shared.inbox.bell.notified());
             }
             // Before h2 is polled, so that a PING leaves in one write with the request that it is for.
             pulse.ask(&shared, watch);

@@ -12,6 +12,7 @@ use http::{HeaderMap, Request, StatusCode};
 use tokio::time::{Sleep, sleep};
 
 use crate::body::Body;
+use crate::clock::now;
 use crate::error::{Error, ErrorKind, ReplaySafety};
 use crate::event::{RequestEvent, RequestRecorder};
 use crate::io::Traffic;
@@ -86,7 +87,8 @@ impl Http2 {
             .map_err(&not_sent)?;
         let send = &mut self.send;
         let open = || send.send_request(request.head, is_empty);
-        let mut hold = Hold::open(open, shared.clone(), lease).map_err(not_sent)?;
+        let at = recorder.acquired_at().unwrap_or_else(now);
+        let mut hold = Hold::open(open, shared.clone(), lease, at).map_err(not_sent)?;
         let mut upload = Upload::new(body.take().unwrap_or_default(), request.length);
         let expect = request.expect.filter(|_| !upload.is_done());
         if expect.is_none() {

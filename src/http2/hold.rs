@@ -1,6 +1,7 @@
 //! A request's hold on its stream, and what becomes of the stream when the request lets go.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use h2::SendStream;
@@ -31,12 +32,13 @@ impl<L: Send + 'static> Hold<L> {
         open: impl FnOnce() -> Result<(ResponseFuture, SendStream<Bytes>), h2::Error>,
         shared: Arc<Shared>,
         lease: L,
+        at: Instant,
     ) -> Result<Self, h2::Error> {
         let stream = {
             let mut accounts = shared.ledger.enter();
             let (response, send) = open()?;
             let stream = Arc::new(Stream::new(response, send));
-            accounts.unread.open(stream.id(), stream.clone(), now());
+            accounts.unread.open(stream.id(), stream.clone(), at);
             stream
         };
         Ok(Self {

@@ -25,7 +25,7 @@ mod upload;
 
 pub use driver::Http2Options;
 pub(crate) use driver::{Doubter, Driver, Http2, Killer, Patience, Watch, connect};
-pub(crate) use exchange::{Outgoing, ResponseHead};
+pub(crate) use exchange::Outgoing;
 pub(crate) use receive::RecvBody;
 #[cfg(any(test, fuzzing))]
 pub(crate) use replay::{check_connection, check_reads};

@@ -346,29 +346,11 @@ impl Wear {
 /// Frames that come late, on streams that h2 has forgotten, in the life of a connection: beyond, h2 ends it.
 pub(super) const MAX_LATE_FRAMES: u32 = 100_000;
 
-/// Streams whose arrival is remembered until their requests have looked: HEADERS wait here from
-/// the read that brought them to the poll of their request, microseconds as a rule.
-const STAMPS: usize = 128;
-
-/// The stamp of one stream's response head.
-#[derive(Debug, Default)]
-struct Stamp {
-    stream: AtomicU32,
-    /// HEADERS frames before the first DATA frame.
-    headers: AtomicU32,
-    has_data: AtomicBool,
-    first: AtomicU64,
-    last: AtomicU64,
-    /// Bytes of the last header block, as they came.
-    head_bytes: AtomicU32,
-}
-
 /// What the tap knows, shared with the requests. Written by the connection's task alone; h2's own
 /// lock orders it before the wake of the request that reads it, so relaxed loads suffice.
 #[derive(Debug)]
 pub(crate) struct TapState {
     base: Instant,
-    stamps: Box<[Stamp]>,
     last_read: AtomicU64,
     /// The last read that brought HEADERS or DATA.
     progress: AtomicU64,
@@ -399,7 +381,6 @@ impl TapState {
             is_worn: AtomicBool::new(false),
             is_flooded: AtomicBool::new(false),
             base: now(),
-            stamps: (0..STAMPS).map(|_| Stamp::default()).collect(),
             last_read: AtomicU64::new(0),
             progress: AtomicU64::new(0),
             moved: AtomicU64::new(0),
@@ -415,26 +396,18 @@ impl TapState {
 
     /// The read that brought the final HEADERS of a stream, after `informational` others.
     pub(crate) fn headers_at(&self, stream: u32, informational: u32) -> Instant {
-        let stamp = self.stamp(stream);
-        let nanos = if stamp.stream.load(Ordering::Relaxed) != stream {
-            // Overwritten by a stream 256 ids away: the last read is the closest that is known.
-            self.last_read.load(Ordering::Relaxed)
-        } else if informational == 0 {
-            stamp.first.load(Ordering::Relaxed)
+        let arrival = self.ledger.enter().unread.arrival(stream);
+        let at = if informational == 0 {
+            arrival.first
         } else {
-            stamp.last.load(Ordering::Relaxed)
+            arrival.last
         };
-        self.base + Duration::from_nanos(nanos)
+        at.unwrap_or_else(|| self.heard())
     }
 
-    /// Bytes that the last header block of a stream had on the wire; 0 if that is not known any
-    /// more.
+    /// Bytes that the last header block of a stream had on the wire; 0 if there was none.
     pub(crate) fn head_bytes(&self, stream: u32) -> usize {
-        let stamp = self.stamp(stream);
-        if stamp.stream.load(Ordering::Relaxed) != stream {
-            return 0;
-        }
-        stamp.head_bytes.load(Ordering::Relaxed) as usize
+        self.ledger.enter().unread.arrival(stream).bytes as usize
     }
 
     /// The peer's SETTINGS have arrived.
@@ -499,53 +472,12 @@ impl TapState {
         self.open.load(Ordering::Acquire)
     }
 
-    fn stamp(&self, stream: u32) -> &Stamp {
-        &self.stamps[(stream >> 1) as usize % STAMPS]
-    }
-
     fn see(&self, seen: Seen<'_>, at: u64) {
         match seen {
             Seen::Frame(FrameHeader {
-                kind: HEADERS,
-                stream,
-                len,
+                kind: HEADERS | DATA,
                 ..
-            }) => {
-                self.progress.store(at, Ordering::Relaxed);
-                let stamp = self.stamp(stream);
-                stamp.head_bytes.store(len, Ordering::Relaxed);
-                if stamp.stream.load(Ordering::Relaxed) != stream {
-                    stamp.headers.store(0, Ordering::Relaxed);
-                    stamp.has_data.store(false, Ordering::Relaxed);
-                    stamp.stream.store(stream, Ordering::Relaxed);
-                }
-                if !stamp.has_data.load(Ordering::Relaxed) {
-                    if stamp.headers.fetch_add(1, Ordering::Relaxed) == 0 {
-                        stamp.first.store(at, Ordering::Relaxed);
-                    }
-                    stamp.last.store(at, Ordering::Relaxed);
-                }
-            }
-            Seen::Frame(FrameHeader {
-                kind: DATA, stream, ..
-            }) => {
-                self.progress.store(at, Ordering::Relaxed);
-                let stamp = self.stamp(stream);
-                if stamp.stream.load(Ordering::Relaxed) == stream {
-                    stamp.has_data.store(true, Ordering::Relaxed);
-                }
-            }
-            Seen::Frame(FrameHeader {
-                kind: CONTINUATION,
-                stream,
-                len,
-                ..
-            }) => {
-                let stamp = self.stamp(stream);
-                if stamp.stream.load(Ordering::Relaxed) == stream {
-                    stamp.head_bytes.fetch_add(len, Ordering::Relaxed);
-                }
-            }
+            }) => self.progress.store(at, Ordering::Relaxed),
             Seen::Frame(FrameHeader {
                 kind: SETTINGS,
                 flags,
@@ -616,14 +548,17 @@ fn enter(
     wear: &mut Wear,
     empty: &mut EmptyFrames,
     seen: Seen<'_>,
-    at: u64,
+    at: (Instant, u64),
 ) -> bool {
     match seen {
         Seen::Frame(frame) if matches!(frame.kind, DATA | HEADERS | RST_STREAM) => {
             if frame.kind == HEADERS {
                 empty.forget();
                 wear.highest_stream = wear.highest_stream.max(frame.stream);
-                wear.late += u32::from(!accounts.unread.received(frame.stream, 0));
+                let is_known = accounts.unread.head_came(frame.stream, frame.len, at.0);
+                wear.late += u32::from(!is_known);
+            } else if frame.is_empty_data() {
+                accounts.unread.head_is_over(frame.stream);
             }
             if frame.ends_stream() {
                 accounts.unread.ended(frame.stream);
@@ -638,7 +573,10 @@ fn enter(
             let is_known = accounts.unread.received(frame.stream, u64::from(bytes));
             wear.late += u32::from(!is_known);
         }
-        Seen::Filtered => return empty.came(at),
+        Seen::Frame(frame) if frame.kind == CONTINUATION => {
+            accounts.unread.head_goes_on(frame.stream, frame.len);
+        }
+        Seen::Filtered => return empty.came(at.1),
         _ => {}
     }
     false
@@ -688,7 +626,13 @@ impl<S: Carrier> Tap<S> {
         let mut is_flood = false;
         let mut accounts = state.ledger.enter();
         let kept = self.scanner.scan(bytes, held, |seen| {
-            is_flood |= enter(&mut accounts, &mut self.wear, &mut self.empty, seen, at);
+            is_flood |= enter(
+                &mut accounts,
+                &mut self.wear,
+                &mut self.empty,
+                seen,
+                (read_at, at),
+            );
             state.see(seen, at);
         });
         drop(accounts);
@@ -940,6 +884,7 @@ mod tests {
         let (ledger, mut wear) = (ledger(), Wear::default());
         let mut accounts = ledger.enter();
         let mut empty = EmptyFrames::default();
+        let at = (now(), 0);
         let header = |kind, stream| FrameHeader {
             len: 1,
             kind,
@@ -951,55 +896,26 @@ mod tests {
             bytes,
         };
         for _ in 1..Wear::EMPTY {
-            enter(&mut accounts, &mut wear, &mut empty, content(0), 0);
+            enter(&mut accounts, &mut wear, &mut empty, content(0), at);
         }
         assert!(!wear.is_worn());
-        enter(&mut accounts, &mut wear, &mut empty, content(0), 0);
+        enter(&mut accounts, &mut wear, &mut empty, content(0), at);
         assert!(wear.is_worn());
 
         let mut wear = Wear::default();
         for _ in 0..Wear::LATE {
             assert!(!wear.is_worn());
-            enter(&mut accounts, &mut wear, &mut empty, content(7), 0);
+            enter(&mut accounts, &mut wear, &mut empty, content(7), at);
         }
         assert!(wear.is_worn());
 
         let mut wear = Wear::default();
         let last = Seen::Frame(header(HEADERS, Wear::STREAM + 1));
-        enter(&mut accounts, &mut wear, &mut empty, last, 0);
+        enter(&mut accounts, &mut wear, &mut empty, last, at);
         assert!(wear.is_worn());
     }
 
     fn ledger() -> Arc<Ledger> {
         Arc::new(Ledger::new(1 << 21, 1 << 24))
-    }
-
-    #[test]
-    fn stamp_is_that_of_the_final_head_even_after_informational_ones() {
-        let state = TapState::new(Arc::new(StreamSlots::new(100)), ledger());
-        let headers = |stream| {
-            Seen::Frame(FrameHeader {
-                len: 1,
-                kind: HEADERS,
-                flags: 4,
-                stream,
-            })
-        };
-        let data = Seen::Frame(FrameHeader {
-            len: 1,
-            kind: DATA,
-            flags: 0,
-            stream: 1,
-        });
-        state.see(headers(1), 10);
-        state.see(headers(1), 20);
-        state.see(data, 30);
-        state.see(headers(1), 40);
-        let at = |n| state.base + Duration::from_nanos(n);
-        assert_eq!(state.headers_at(1, 1), at(20));
-        assert_eq!(state.headers_at(1, 0), at(10));
-        state.see(headers(1 + 2 * STAMPS as u32), 50);
-        state.last_read.store(60, Ordering::Relaxed);
-        assert_eq!(state.headers_at(1, 0), at(60), "overwritten: the last read");
     }
 }

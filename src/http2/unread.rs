@@ -1,5 +1,5 @@
 //! What the readers of a connection have left unread, stream by stream, and who has to go when it is too
-//! much. Pure.
+//! much; and when their response heads arrived. Pure.
 //!
 //! h2 keeps what arrives until its reader takes it. Flow control bounds the bytes, of a stream and of the
 //! connection; nothing bounds the frames, and a frame of one byte takes more than 200 bytes of memory. So
@@ -83,6 +83,18 @@ struct Account<S> {
     read_at: Instant,
     /// The peer has ended or reset it.
     is_ended: bool,
+    head: Arrival,
+}
+
+/// How the head of a response arrived, with those of informational responses before it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Arrival {
+    /// The reads that brought the first and the last HEADERS frame before the first DATA frame.
+    pub(crate) first: Option<Instant>,
+    pub(crate) last: Option<Instant>,
+    /// Bytes of the last header block, as they came.
+    pub(crate) bytes: u32,
+    is_over: bool,
 }
 
 /// The books of one connection; `S` is what cutting off needs.
@@ -114,8 +126,42 @@ impl<S: Clone> Unread<S> {
             cost: 0,
             read_at: now,
             is_ended: false,
+            head: Arrival::default(),
         };
         self.streams.insert(stream, account);
+    }
+
+    /// HEADERS arrived, with so many bytes. False if nobody knows of its stream: it comes late.
+    pub(crate) fn head_came(&mut self, stream: u32, bytes: u32, at: Instant) -> bool {
+        let Some(Account { head, .. }) = self.streams.get_mut(&stream) else {
+            return false;
+        };
+        head.bytes = bytes;
+        if !head.is_over {
+            head.first = head.first.or(Some(at));
+            head.last = Some(at);
+        }
+        true
+    }
+
+    /// CONTINUATION arrived.
+    pub(crate) fn head_goes_on(&mut self, stream: u32, bytes: u32) {
+        if let Some(account) = self.streams.get_mut(&stream) {
+            account.head.bytes = account.head.bytes.saturating_add(bytes);
+        }
+    }
+
+    /// DATA arrived: what HEADERS follow are trailers.
+    pub(crate) fn head_is_over(&mut self, stream: u32) {
+        if let Some(account) = self.streams.get_mut(&stream) {
+            account.head.is_over = true;
+        }
+    }
+
+    /// How the response head of a stream arrived.
+    pub(crate) fn arrival(&self, stream: u32) -> Arrival {
+        let account = self.streams.get(&stream);
+        account.map(|account| account.head).unwrap_or_default()
     }
 
     /// A frame with content arrived. False if nobody knows of its stream: it comes late.
@@ -123,6 +169,7 @@ impl<S: Clone> Unread<S> {
         let Some(account) = self.streams.get_mut(&stream) else {
             return false;
         };
+        account.head.is_over = true;
         if account.reader.is_some() && bytes > 0 {
             account.bytes += bytes;
             account.cost += bytes + FRAME_COST;
@@ -313,6 +360,26 @@ mod tests {
         assert_eq!((mib(40 * MIB), mib(48 * MIB), mib(60 * MIB)), (56, 64, 64));
         let wide = Bounds::new(2 << 20, 100 << 20);
         assert_eq!(wide.window(50 * MIB) >> 20, 100);
+    }
+
+    #[test]
+    fn head_is_the_final_one_even_after_informational_ones_and_before_trailers() {
+        let (mut unread, now) = books();
+        unread.open(1, 1, now);
+        let at = |n| now + Duration::from_micros(n);
+        assert_eq!(unread.arrival(1), Arrival::default());
+        assert!(unread.head_came(1, 5, at(10)) && unread.head_came(1, 7, at(20)));
+        unread.head_goes_on(1, 100);
+        let arrival = unread.arrival(1);
+        assert_eq!((arrival.first, arrival.last), (Some(at(10)), Some(at(20))));
+        assert_eq!(arrival.bytes, 107);
+        unread.received(1, 3);
+        assert!(unread.head_came(1, 9, at(40)));
+        assert_eq!(unread.arrival(1).last, Some(at(20)), "trailers");
+        unread.open(3, 3, now);
+        unread.head_is_over(3);
+        assert!(unread.head_came(3, 1, at(50)) && !unread.head_came(5, 1, at(50)));
+        assert_eq!(unread.arrival(3).first, None);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! From an origin to a lease: at once, or by waiting in line within the timeouts.
 
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
+use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
@@ -8,7 +9,7 @@ use std::time::{Duration, Instant};
 use crate::clock::{deadline, now};
 use crate::error::{Error, ErrorKind};
 use crate::event::{DialRecorder, RequestEvent, RequestRecorder};
-use crate::timing::{ConnectionTrace, Phase, WaitCause, Waited};
+use crate::timing::{ConnectionTrace, ConnectionUse, Phase, WaitCause, Waited};
 
 use tokio::sync::oneshot;
 use tokio::task::unconstrained;
@@ -28,62 +29,96 @@ pub(crate) struct WaitLimits {
     pub(crate) until: Option<(Instant, Duration)>,
 }
 
-/// Which connection will do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Acquire {
-    Any,
-    /// One that has just been dialled: the request failed on one from the pool, and its neighbours
-    /// may be as stale.
-    Fresh,
+/// What [`acquire`] found.
+pub(crate) enum Found {
+    Lease(Lease),
+    /// Nothing is free: [`wait_for`] it.
+    Nothing(Place),
 }
 
-/// Gets a connection, or a stream of one. `find` looks the origin up, again if it was forgotten
-/// between. With `early` it may be a connection whose handshake still runs, for this request alone.
+/// Gets a connection, or a stream of one, if one is free now. `find` looks the origin up, again if it was
+/// forgotten between. With `early` it may be a connection whose handshake still runs, for this request alone.
+///
+/// # Errors
+/// Limit; PoolClosed.
+pub(crate) fn acquire(
+    find: impl Fn() -> Result<Arc<Host>, Error>,
+    early: bool,
+    recorder: &mut RequestRecorder,
+) -> Result<Found, Error> {
+    loop {
+        match find()?.checkout(early)? {
+            Checkout::Gone => {}
+            Checkout::Lease(lease, how) => {
+                if let Some(lease) = probe(lease) {
+                    return Ok(Found::Lease(acquired(lease, how, None, recorder)));
+                }
+            }
+            Checkout::Line(place) => return Ok(Found::Nothing(place)),
+        }
+    }
+}
+
+/// Waits in line.
 ///
 /// Dropping the future leaves the line; a dial that runs for it finishes and serves others.
 ///
 /// # Errors
 /// Whatever the dial failed with; Timeout in the phase it was in; Limit; PoolClosed.
-pub(crate) async fn acquire(
+pub(crate) async fn wait_for(
+    mut place: Place,
     find: impl Fn() -> Result<Arc<Host>, Error>,
-    which: Acquire,
     early: bool,
     recorder: &mut RequestRecorder,
     limits: WaitLimits,
 ) -> Result<Lease, Error> {
-    if which == Acquire::Fresh
-        && let Some(grant) = dial_fresh(&find()?, recorder, limits).await?
-    {
-        let Grant {
-            lease, how, dial, ..
-        } = grant;
-        recorder.emit(RequestEvent::Acquired { how, dial });
-        lease.info().count_request();
-        return Ok(lease);
-    }
     loop {
-        let host = find()?;
-        let (lease, how, dial) = match host.checkout(early)? {
-            Checkout::Gone => continue,
-            Checkout::Lease(lease, how) => (lease, how, None),
-            Checkout::Line(place) => {
-                let grant = wait(place, recorder, limits).await?;
-                (grant.lease, grant.how, grant.dial)
-            }
-        };
+        let grant = wait(place, recorder, limits).await?;
         // What comes straight from its dial still holds the end of the handshake back, so that it
         // leaves with the request.
-        let is_new = dial.is_some();
-        if let Some(lease) = if is_new {
-            Some(lease)
-        } else {
-            probe(lease).await
-        } {
-            recorder.emit(RequestEvent::Acquired { how, dial });
-            lease.info().count_request();
-            return Ok(lease);
+        let lease = match grant.dial {
+            Some(_) => Some(grant.lease),
+            None => probe(grant.lease),
+        };
+        if let Some(lease) = lease {
+            return Ok(acquired(lease, grant.how, grant.dial, recorder));
         }
+        place = match acquire(&find, early, recorder)? {
+            Found::Lease(lease) => return Ok(lease),
+            Found::Nothing(place) => place,
+        };
     }
+}
+
+/// Gets a connection that was dialled for the request, or any that it may wait for where a limit forbids one
+/// more.
+///
+/// # Errors
+/// As [`wait_for`].
+pub(crate) async fn acquire_fresh(
+    find: impl Fn() -> Result<Arc<Host>, Error>,
+    early: bool,
+    recorder: &mut RequestRecorder,
+    limits: WaitLimits,
+) -> Result<Lease, Error> {
+    if let Some(grant) = dial_fresh(&find()?, recorder, limits).await? {
+        return Ok(acquired(grant.lease, grant.how, grant.dial, recorder));
+    }
+    match acquire(&find, early, recorder)? {
+        Found::Lease(lease) => Ok(lease),
+        Found::Nothing(place) => wait_for(place, find, early, recorder, limits).await,
+    }
+}
+
+fn acquired(
+    lease: Lease,
+    how: ConnectionUse,
+    dial: Option<Arc<ConnectionTrace>>,
+    recorder: &mut RequestRecorder,
+) -> Lease {
+    recorder.emit(RequestEvent::Acquired { how, dial });
+    lease.info().count_request();
+    lease
 }
 
 /// A connection of its own for the request. `None` when a limit forbids one more: then any connection has
@@ -138,18 +173,22 @@ pub(crate) fn check_out(host: &Arc<Host>) -> Result<bool, Error> {
 
 /// Looks once more, right before the request is written, whether the peer has closed the
 /// connection or said something unasked.
-async fn probe(lease: Lease) -> Option<Lease> {
+fn probe(lease: Lease) -> Option<Lease> {
     let Lease::H1(mut h1) = lease else {
         return Some(lease);
     };
-    // A task that has used its turn up would see every socket as quiet.
-    let quiet = unconstrained(poll_fn(|cx| Poll::Ready(h1.http1().poll_quiet(cx, true)))).await;
-    match quiet {
-        Ok(()) => Some(Lease::H1(h1)),
-        Err(why) => {
+    // Nobody shall be woken: it is used, or closed, at once. A task that has used its turn up would see every
+    // socket as quiet.
+    let mut cx = Context::from_waker(Waker::noop());
+    let look = pin!(unconstrained(poll_fn(|cx| {
+        Poll::Ready(h1.http1().poll_quiet(cx, true))
+    })));
+    match look.poll(&mut cx) {
+        Poll::Ready(Err(why)) => {
             h1.close(why);
             None
         }
+        Poll::Ready(Ok(())) | Poll::Pending => Some(Lease::H1(h1)),
     }
 }
 

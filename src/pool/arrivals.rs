@@ -96,15 +96,15 @@ impl Host {
             let mut dial = state.dial_ended(id);
             let whom = self.next_for(state, &mut dial, early);
             state.cover(now());
-            let conn = H1Conn {
-                http1,
+            let conn = Box::new(H1Conn {
+                http1: *http1,
                 info,
                 seat,
                 wake: IdleWake::new(this),
                 term,
                 tenure,
                 was_idle: None,
-            };
+            });
             (conn, whom, dial)
         };
         if let Some(change) = conn.term.next_change(now()) {
@@ -157,7 +157,7 @@ impl Host {
 
     /// The request for which the connection was dialled is gone: nobody may use it before its
     /// handshake is over.
-    pub(super) fn establish(self: &Arc<Self>, conn: H1Conn) {
+    pub(super) fn establish(self: &Arc<Self>, conn: Box<H1Conn>) {
         let limit = self.shared.deps.connect_timeout;
         let mut establishing = Establishing {
             conn: Some(conn),
@@ -392,7 +392,7 @@ fn round_trip(trace: &ConnectionTrace) -> Option<Duration> {
 
 /// A connection whose handshake somebody must end. Dropped before that, it is closed.
 struct Establishing {
-    conn: Option<H1Conn>,
+    conn: Option<Box<H1Conn>>,
     host: Arc<Host>,
 }
 

@@ -179,7 +179,7 @@ impl Host {
 
     /// Puts an HTTP/1.1 connection that is quiet where it is needed: to the first in line, or on the
     /// stack, idle since `since`.
-    pub(super) fn settle_in(self: &Arc<Self>, conn: H1Conn, since: Instant) {
+    pub(super) fn settle_in(self: &Arc<Self>, conn: Box<H1Conn>, since: Instant) {
         let at = now();
         let requests = conn.info.requests();
         let announced = conn.http1.announced();
@@ -260,7 +260,7 @@ impl Host {
 }
 
 impl Home for Host {
-    fn check_in(self: Arc<Self>, mut conn: H1Conn) {
+    fn check_in(self: Arc<Self>, mut conn: Box<H1Conn>) {
         let at = now();
         if self.shared.is_closed() {
             return self.close(conn, CloseReason::PoolClosed);
@@ -310,9 +310,9 @@ impl Home for Host {
         }
     }
 
-    fn close(self: Arc<Self>, conn: H1Conn, why: CloseReason) {
+    fn close(self: Arc<Self>, conn: Box<H1Conn>, why: CloseReason) {
         self.learn(&conn, why);
-        let H1Conn { http1, seat, .. } = conn;
+        let H1Conn { http1, seat, .. } = *conn;
         http1.close();
         seat.leave(why);
     }

@@ -49,7 +49,7 @@ pub(crate) struct Denied {
 }
 
 pub(crate) type Outcome = Result<Grant, Denied>;
-pub(super) type State = HostState<H1Conn, Arc<H2Conn>, oneshot::Sender<Outcome>, Dialling>;
+pub(super) type State = HostState<Box<H1Conn>, Arc<H2Conn>, oneshot::Sender<Outcome>, Dialling>;
 
 /// A dial under way.
 #[derive(Debug)]
@@ -106,7 +106,7 @@ impl Books {
 pub(super) enum Lent {
     Yes(Lease, ConnectionUse),
     /// It is past its time.
-    No(H1Conn, CloseReason),
+    No(Box<H1Conn>, CloseReason),
 }
 
 /// One origin with one set of options on one runtime.
@@ -283,7 +283,7 @@ impl Host {
     }
 
     /// Lends an idle connection, unless it is past its time.
-    pub(super) fn lend_idle(self: &Arc<Self>, idle: Idle<H1Conn>, at: Instant) -> Lent {
+    pub(super) fn lend_idle(self: &Arc<Self>, idle: Idle<Box<H1Conn>>, at: Instant) -> Lent {
         // What is kept warm is past its time only for its peer.
         let is_kept = self.keeps_warm.load(Ordering::Relaxed);
         let overdue = idle
@@ -397,7 +397,7 @@ impl Host {
         state: &mut State,
         at: Instant,
         grants: &mut Vec<(oneshot::Sender<Outcome>, Outcome)>,
-        overdue: &mut Vec<(H1Conn, CloseReason)>,
+        overdue: &mut Vec<(Box<H1Conn>, CloseReason)>,
     ) {
         while !state.line.is_empty() {
             let (lease, how) = if let Some(idle) = state.take_idle() {

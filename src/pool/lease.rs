@@ -21,9 +21,9 @@ use super::term::Term;
 /// Where leases come from and go back to.
 pub(crate) trait Home: Send + Sync {
     /// An HTTP/1.1 connection is free again.
-    fn check_in(self: Arc<Self>, conn: H1Conn);
+    fn check_in(self: Arc<Self>, conn: Box<H1Conn>);
     /// An HTTP/1.1 connection cannot be used again.
-    fn close(self: Arc<Self>, conn: H1Conn, why: CloseReason);
+    fn close(self: Arc<Self>, conn: Box<H1Conn>, why: CloseReason);
     /// A stream is over.
     fn released(self: Arc<Self>, conn: &Arc<H2Conn>, left: Released);
     /// An HTTP/1.1 connection left HTTP for good; its place under the limits is still taken.
@@ -105,9 +105,9 @@ impl fmt::Debug for Seat {
     }
 }
 
-/// An established HTTP/1.1 connection.
+/// An established HTTP/1.1 connection. Boxed: it goes to and fro.
 pub(crate) struct H1Conn {
-    pub(crate) http1: Box<Http1<Stream>>,
+    pub(crate) http1: Http1<Stream>,
     pub(crate) info: ConnectionInfo,
     pub(crate) seat: Seat,
     pub(crate) wake: Arc<IdleWake>,
@@ -318,7 +318,7 @@ impl Lease {
 /// end, and is closed if not.
 pub(crate) struct H1Lease {
     // `None` only while it is being dropped or taken apart.
-    conn: Option<H1Conn>,
+    conn: Option<Box<H1Conn>>,
     home: Arc<dyn Home>,
 }
 
@@ -329,7 +329,7 @@ impl fmt::Debug for H1Lease {
 }
 
 impl H1Lease {
-    pub(crate) fn new(conn: H1Conn, home: Arc<dyn Home>) -> Self {
+    pub(crate) fn new(conn: Box<H1Conn>, home: Arc<dyn Home>) -> Self {
         Self {
             conn: Some(conn),
             home,
@@ -360,7 +360,7 @@ impl H1Lease {
 
     /// Takes the byte stream out of HTTP. The lease that remains holds its place under the limits.
     pub(crate) fn into_upgraded(mut self) -> (Stream, Bytes, UpgradedLease) {
-        let conn = self.conn.take().expect("taken only by value");
+        let conn = *self.conn.take().expect("taken only by value");
         let home = self.home.clone();
         home.clone().upgraded();
         let (mut stream, left_over) = conn.http1.into_parts();
@@ -408,8 +408,6 @@ impl Drop for UpgradedLease {
 /// A stream slot of an HTTP/2 connection.
 pub(crate) struct H2Lease {
     conn: Arc<H2Conn>,
-    /// `None` once a request is sent with it.
-    handle: Option<Http2>,
     home: Arc<dyn Home>,
 }
 
@@ -422,21 +420,14 @@ impl fmt::Debug for H2Lease {
 impl H2Lease {
     /// The slot must have been taken.
     pub(crate) fn new(conn: Arc<H2Conn>, home: Arc<dyn Home>) -> Self {
-        Self {
-            handle: Some(conn.handle.clone()),
-            conn,
-            home,
-        }
+        Self { conn, home }
     }
 
     /// What the request is sent with. The lease goes with it.
-    pub(crate) fn take_handle(&mut self) -> Http2 {
-        let handle = self.handle.take();
-        handle.unwrap_or_else(|| self.conn.handle.clone())
+    pub(crate) fn handle(&self) -> Http2 {
+        self.conn.handle.clone()
     }
-}
 
-impl H2Lease {
     /// Tells that its peer let too much time pass.
     pub(crate) fn doubt(&self) {
         self.conn.handle.doubter().doubt();

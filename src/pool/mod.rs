@@ -39,7 +39,7 @@ mod term;
 mod upkeep;
 mod warm;
 
-pub(crate) use acquire::{Acquire, WaitLimits, acquire, check_out};
+pub(crate) use acquire::{Found, WaitLimits, acquire, acquire_fresh, check_out, wait_for};
 pub(crate) use host::Host;
 pub(crate) use lease::{H1Lease, H2Lease, Lease, UpgradedLease};
 pub use limits::Limits;

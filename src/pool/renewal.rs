@@ -110,7 +110,7 @@ impl Host {
             let state = &mut books.state;
             let shared = state.multiplexed().find(|c| c.info.id().as_u64() == old);
             let shared = shared.cloned();
-            let is_it = |idle: &super::state::Idle<super::lease::H1Conn>| {
+            let is_it = |idle: &super::state::Idle<Box<super::lease::H1Conn>>| {
                 idle.conn.info.id().as_u64() == old
             };
             let at = state.idle.iter().position(is_it);

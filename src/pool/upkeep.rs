@@ -42,7 +42,7 @@ impl Host {
         };
         if let Some(Idle { conn, .. }) = oldest {
             self.shared.less_idle();
-            let H1Conn { http1, seat, .. } = conn;
+            let H1Conn { http1, seat, .. } = *conn;
             http1.close();
             return match seat.hand_over(CloseReason::MadeRoom) {
                 Some(permit) => GaveUp::Permit(permit),
@@ -243,7 +243,7 @@ pub(crate) enum GaveUp {
 
 impl Tended for Host {
     fn sweep(self: Arc<Self>) {
-        let woken: Vec<Idle<H1Conn>> = {
+        let woken: Vec<Idle<Box<H1Conn>>> = {
             let mut books = lock(&self.books);
             let idle = std::mem::take(&mut books.state.idle);
             let (woken, quiet): (Vec<_>, Vec<_>) =
@@ -308,7 +308,7 @@ impl Tended for Host {
                 Standing::Over(why) => Some(why),
                 Standing::Serves | Standing::Renew(_) => None,
             };
-            let (overdue, next) = state.expire_idle(minimum, at, is_over);
+            let (overdue, next) = state.expire_idle(minimum, at, |conn| is_over(conn));
             let is_wanted = minimum != Minimum::default();
             let next = if state.is_unused() && overdue.is_empty() && !is_wanted {
                 let forgotten = deadline(state.last_used, REMEMBER_ORIGIN);

@@ -131,14 +131,15 @@ impl SocketWatch {
     pub(crate) fn info(&self) -> Option<TcpInfo> {
         // Under the lock: the socket stays open meanwhile.
         let descriptor = lock(&self.descriptor);
-        TcpInfo::parse(&sys::tcp_info((*descriptor)?)?)
+        TcpInfo::parse(sys::tcp_info((*descriptor)?, &mut [0; sys::INFO])?)
     }
 
     /// The peer takes less than a segment; false where that cannot be told (kernels before 5.4).
     pub(super) fn is_window_closed(&self) -> bool {
         let descriptor = lock(&self.descriptor);
-        let bytes = (*descriptor).and_then(sys::tcp_info);
-        bytes.is_some_and(|bytes| Raw(&bytes).is_window_closed() == Some(true))
+        let mut bytes = [0; sys::INFO];
+        let bytes = (*descriptor).and_then(|descriptor| sys::tcp_info(descriptor, &mut bytes));
+        bytes.is_some_and(|bytes| Raw(bytes).is_window_closed() == Some(true))
     }
 
     /// `None` if there is none, or the socket is closed.
@@ -161,7 +162,8 @@ pub(super) fn is_unsent_syn(stream: &TcpStream) -> bool {
     #[cfg(target_os = "linux")]
     {
         const SYN_SENT: u8 = 2;
-        let info = sys::tcp_info(std::os::fd::AsRawFd::as_raw_fd(stream));
+        let mut bytes = [0; sys::INFO];
+        let info = sys::tcp_info(std::os::fd::AsRawFd::as_raw_fd(stream), &mut bytes);
         info.is_some_and(|bytes| bytes.first() == Some(&SYN_SENT))
     }
     #[cfg(not(target_os = "linux"))]
@@ -188,10 +190,10 @@ mod sys {
     use std::time::Duration;
 
     /// Larger than `struct tcp_info` of any kernel so far.
-    const INFO: usize = 512;
+    pub(super) const INFO: usize = 512;
 
-    pub(super) fn tcp_info(fd: RawFd) -> Option<Vec<u8>> {
-        let mut bytes = vec![0u8; INFO];
+    /// As much of `bytes` as the kernel fills.
+    pub(super) fn tcp_info(fd: RawFd, bytes: &mut [u8; INFO]) -> Option<&[u8]> {
         let mut len = INFO as libc::socklen_t;
         // SAFETY: `bytes` has room for `len` bytes and outlives the call; the kernel writes at most
         // `len` bytes and sets `len` to how many it wrote. A descriptor that is no TCP socket is an
@@ -208,8 +210,7 @@ mod sys {
         if result != 0 {
             return None;
         }
-        bytes.truncate(len as usize);
-        Some(bytes)
+        bytes.get(..len as usize)
     }
 
     pub(super) fn user_timeout(fd: RawFd) -> Option<Duration> {
@@ -257,7 +258,9 @@ mod sys {
 mod sys {
     use std::io;
 
-    pub(super) fn tcp_info(_: super::Descriptor) -> Option<Vec<u8>> {
+    pub(super) const INFO: usize = 0;
+
+    pub(super) fn tcp_info(_: super::Descriptor, _: &mut [u8; INFO]) -> Option<&[u8]> {
         None
     }
 
