@@ -19,7 +19,7 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use tokio::io::{AsyncBufRead, AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
@@ -264,8 +264,17 @@ pub(crate) trait AttendUpload: std::fmt::Debug + Send + Sync {
     /// To be polled beside the upload until the response begins, and dropped then; never ready.
     /// `None` if there is nothing to look after.
     fn attend(&self) -> Option<BoxFuture<'static, ()>>;
-    /// Bytes of ours that the kernel of the other end has acknowledged; `None` where that is not known.
-    fn acknowledged(&self) -> Option<u64>;
+    /// What our kernel knows of the other end; `None` where it does not tell.
+    fn path(&self) -> Option<PathFacts>;
+}
+
+/// What a kernel knows of the other end of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct PathFacts {
+    /// Bytes of ours that the other kernel has acknowledged.
+    pub(crate) acknowledged: u64,
+    /// The shortest round trip of late.
+    pub(crate) min_rtt: Option<Duration>,
 }
 
 /// How much one read asks of the socket: a full TLS record.

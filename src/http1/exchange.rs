@@ -571,7 +571,7 @@ impl<S: Carrier> Exchange<'_, S> {
     /// else, or nothing: they were on their way already. Only worth a look if they come in less time than
     /// a round trip takes.
     fn check_is_answer(&mut self) -> Result<(), Error> {
-        let connection = &*self.connection;
+        let connection = &mut *self.connection;
         let (Some(rtt), Some(read_at)) = (connection.rtt, self.first_byte) else {
             return Ok(());
         };
@@ -579,8 +579,13 @@ impl<S: Carrier> Exchange<'_, S> {
             return Ok(());
         }
         let attendant = connection.attendant.as_deref();
-        let acknowledged = attendant.and_then(AttendUpload::acknowledged);
-        if acknowledged.is_none_or(|acknowledged| acknowledged > self.written_before) {
+        let Some(path) = attendant.and_then(AttendUpload::path) else {
+            return Ok(());
+        };
+        // The handshake took longer than the path if our own process was busy: not to be asked for nothing with
+        // every response.
+        connection.rtt = Some(path.min_rtt.map_or(rtt, |shortest| shortest.min(rtt)));
+        if path.acknowledged > self.written_before {
             return Ok(());
         }
         self.is_stray = true;
@@ -943,20 +948,28 @@ fn length_error() -> Error {
 mod tests {
     // layering: uses io, event and http_head, which are below.
     use super::*;
-    use crate::io::Wire;
+    use crate::io::{PathFacts, Wire};
+    use std::sync::atomic::AtomicU32;
     use tokio::io::AsyncWriteExt;
 
     /// The kernel of the other end has acknowledged so many bytes.
     #[derive(Debug)]
-    struct Acknowledged(Option<u64>);
+    struct Acknowledged {
+        bytes: Option<u64>,
+        asked: Arc<AtomicU32>,
+    }
 
     impl AttendUpload for Acknowledged {
         fn attend(&self) -> Option<BoxFuture<'static, ()>> {
             None
         }
 
-        fn acknowledged(&self) -> Option<u64> {
-            self.0
+        fn path(&self) -> Option<PathFacts> {
+            self.asked.fetch_add(1, Relaxed);
+            Some(PathFacts {
+                acknowledged: self.bytes?,
+                min_rtt: Some(Duration::from_micros(50)),
+            })
         }
     }
 
@@ -973,7 +986,11 @@ mod tests {
             (Some(0), Some(TELLING_RTT / 2), true),
         ] {
             let (ours, mut theirs) = tokio::io::duplex(1024);
-            let attendant = Box::new(Acknowledged(acknowledged));
+            let asked = Arc::new(AtomicU32::new(0));
+            let attendant = Box::new(Acknowledged {
+                bytes: acknowledged,
+                asked: asked.clone(),
+            });
             let mut http1 = Http1::new(Wire::new(ours), Some(attendant), rtt, None);
             let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
             theirs.write_all(answer).await.unwrap();
@@ -990,6 +1007,15 @@ mod tests {
                 .exchange(&request, Some(0), None, &mut body, &traffic, &mut recorder)
                 .await;
             assert_eq!(result.is_ok(), is_answer, "{acknowledged:?} {rtt:?}");
+            if acknowledged == Some(1) {
+                // The handshake had taken a minute, but the path is short: it is not looked at again.
+                theirs.write_all(answer).await.unwrap();
+                let mut recorder = RequestRecorder::start(None);
+                let again = http1
+                    .exchange(&request, Some(0), None, &mut body, &traffic, &mut recorder)
+                    .await;
+                assert!(again.is_ok() && asked.load(Relaxed) == 1);
+            }
             if let Err(error) = result {
                 assert_eq!(error.replay_safety(), ReplaySafety::MaybeProcessed);
                 assert_eq!(http1.reusable(), Err(CloseReason::UnsolicitedBytes));

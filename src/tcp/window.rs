@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::io::{AttendUpload, BoxFuture};
+use crate::io::{AttendUpload, BoxFuture, PathFacts};
 
 use super::info::SocketWatch;
 
@@ -12,9 +12,13 @@ impl AttendUpload for SocketWatch {
         Some(Box::pin(window.keep_looking()))
     }
 
-    fn acknowledged(&self) -> Option<u64> {
-        // Our SYN counts as one byte.
-        Some(self.info()?.bytes_acked?.saturating_sub(1))
+    fn path(&self) -> Option<PathFacts> {
+        let info = self.info()?;
+        Some(PathFacts {
+            // Our SYN counts as one byte.
+            acknowledged: info.bytes_acked?.saturating_sub(1),
+            min_rtt: info.min_rtt,
+        })
     }
 }
 
