@@ -467,6 +467,11 @@ impl RequestRecorder {
         self.how.is_some_and(ConnectionUse::is_reused)
     }
 
+    /// When the attempt began.
+    pub(crate) fn attempt_start(&self) -> Instant {
+        self.timing.attempt_start.unwrap_or(self.timing.start)
+    }
+
     /// When the attempt got its connection.
     pub(crate) fn acquired_at(&self) -> Option<Instant> {
         self.timing.acquired

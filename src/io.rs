@@ -209,7 +209,7 @@ impl AsyncWrite for Transport {
 }
 
 /// What the protocols ask of the stream they speak over, beside reading and writing.
-pub(crate) trait Carrier: AsyncRead + AsyncWrite + Send + Unpin {
+pub(crate) trait Carrier: AsyncBufRead + AsyncWrite + Send + Unpin {
     /// The instant of the last read that brought bytes.
     fn last_read(&self) -> Option<Instant>;
     /// Bytes that the socket accepted so far.
@@ -221,6 +221,9 @@ pub(crate) trait Carrier: AsyncRead + AsyncWrite + Send + Unpin {
     fn hold(&mut self);
     /// From now on a flush really writes.
     fn uncork(&mut self);
+    /// What is written up to the next flush is all that there is before it: nothing is gained by keeping it
+    /// until then.
+    fn write_ahead(&mut self) {}
     /// Gives buffers back while the connection is idle.
     fn release_buffers(&mut self);
     /// What reads are expected to bring from now on.
@@ -293,6 +296,8 @@ enum Cork {
     UntilRead,
     Held,
     Open,
+    /// The same, but up to the next flush every write is written at once.
+    Ahead,
     /// Every write is written at once: whoever writes may not know that it has to flush.
     Through,
 }
@@ -486,6 +491,12 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Carrier for Wire<T> {
         self.cork = Cork::Open;
     }
 
+    fn write_ahead(&mut self) {
+        if self.cork == Cork::Open {
+            self.cork = Cork::Ahead;
+        }
+    }
+
     fn release_buffers(&mut self) {
         self.give_room_up();
         if self.out.is_empty() {
@@ -581,7 +592,11 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Wire<T> {
             return Poll::Ready(Err(error));
         }
         let total: usize = bufs.iter().map(|b| b.len()).sum();
-        let at_once = total > WRITE_THROUGH || this.cork == Cork::Through;
+        let at_once = match this.cork {
+            Cork::Through => true,
+            Cork::Ahead => this.out.is_empty() || total > WRITE_THROUGH,
+            Cork::UntilRead | Cork::Held | Cork::Open => total > WRITE_THROUGH,
+        };
         if at_once || this.out.len() + total > WRITE_THROUGH {
             ready!(this.poll_drain(cx))?;
         }
@@ -602,10 +617,14 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Wire<T> {
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        if matches!(this.cork, Cork::UntilRead | Cork::Held) {
-            return Poll::Ready(Ok(()));
+        match this.cork {
+            Cork::UntilRead | Cork::Held => return Poll::Ready(Ok(())),
+            Cork::Ahead => this.cork = Cork::Open,
+            Cork::Open | Cork::Through => {}
         }
-        ready!(this.poll_drain(cx))?;
+        if !this.out.is_empty() || this.write_error.is_some() {
+            ready!(this.poll_drain(cx))?;
+        }
         Pin::new(&mut this.io).poll_flush(cx)
     }
 
@@ -703,6 +722,29 @@ mod tests {
         wire.write_all(b" request").await.unwrap();
         wire.flush().await.unwrap();
         assert_eq!(wire.get_ref().writes, [16]);
+    }
+
+    #[tokio::test]
+    async fn what_is_all_there_is_leaves_at_once_behind_what_was_held() {
+        let (mut wire, _peer) = wire();
+        wire.write_all(b"finished").await.unwrap();
+        wire.write_ahead();
+        wire.write_all(b"+").await.unwrap();
+        assert!(wire.get_ref().writes.is_empty(), "the cork is still in");
+        wire.uncork();
+        wire.write_ahead();
+        wire.write_all(b" request").await.unwrap();
+        assert!(
+            wire.get_ref().writes.is_empty(),
+            "together with what was held"
+        );
+        wire.flush().await.unwrap();
+        wire.write_ahead();
+        wire.write_all(b"second").await.unwrap();
+        assert_eq!(wire.get_ref().writes, [17, 6]);
+        wire.flush().await.unwrap();
+        wire.write_all(b"third").await.unwrap();
+        assert_eq!(wire.get_ref().writes, [17, 6]);
     }
 
     #[tokio::test]

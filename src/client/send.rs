@@ -296,7 +296,8 @@ pub(crate) async fn send(
         let found = if fresh {
             acquire_fresh(find, may_be_early, recorder, limits).await
         } else {
-            match acquire(find, may_be_early, recorder) {
+            let at = recorder.attempt_start();
+            match acquire(find, may_be_early, recorder, at) {
                 Ok(Free::Lease(lease)) => Ok(lease),
                 Ok(Free::Nothing(place)) => {
                     wait_for(place, find, may_be_early, recorder, limits).await

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncBufRead, AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
 use tokio_rustls::client::TlsStream;
 
@@ -214,6 +214,10 @@ impl Carrier for Stream {
         self.wire_mut().uncork();
     }
 
+    fn write_ahead(&mut self) {
+        self.wire_mut().write_ahead();
+    }
+
     fn release_buffers(&mut self) {
         self.wire_mut().release_buffers();
     }
@@ -250,6 +254,19 @@ impl AsyncRead for Stream {
             ready!(self.poll_end_early(cx))?;
         }
         each_stream!(self, io => Pin::new(io).poll_read(cx, buf))
+    }
+}
+
+impl AsyncBufRead for Stream {
+    fn poll_fill_buf(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<&[u8]>> {
+        if self.is_early() {
+            ready!(self.poll_end_early(cx))?;
+        }
+        each_stream!(self, io => Pin::new(io).poll_fill_buf(cx))
+    }
+
+    fn consume(self: Pin<&mut Self>, n: usize) {
+        each_stream!(self, io => Pin::new(io).consume(n));
     }
 }
 

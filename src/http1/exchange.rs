@@ -228,7 +228,7 @@ impl<S: Carrier> Http1<S> {
         upload.is_expecting = expect.is_some() && !upload.is_empty();
         let mut exchange = Exchange {
             method: request.method,
-            began: now(),
+            began: recorder.acquired_at().unwrap_or_else(now),
             written_before: self.io.bytes_written(),
             read_before: self.io.bytes_read(),
             expect: expect
@@ -432,10 +432,31 @@ impl<S: Carrier> Http1<S> {
         };
     }
 
+    /// Reads for a head, which is as a rule all that comes at once: it is kept in as little memory as it needs,
+    /// for as long as somebody looks at its headers.
+    fn poll_fill_head(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        self.interrupt.check()?;
+        match Pin::new(&mut self.io).poll_fill_buf(cx) {
+            Poll::Pending => self.interrupt.poll(cx),
+            Poll::Ready(Err(e)) => Poll::Ready(Err(e)),
+            Poll::Ready(Ok(bytes)) => {
+                self.buffer.extend_from_slice(bytes);
+                let n = bytes.len();
+                Pin::new(&mut self.io).consume(n);
+                Poll::Ready(Ok(n))
+            }
+        }
+    }
+
+    /// Reads for a body.
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         self.interrupt.check()?;
         if self.buffer.capacity() - self.buffer.len() < READ_SIZE / 2 {
-            self.buffer.reserve(READ_SIZE);
+            let most = match &self.state {
+                State::Body(Decoder::Length(left)) => usize::try_from(*left).unwrap_or(READ_SIZE),
+                _ => READ_SIZE,
+            };
+            self.buffer.reserve(most.min(READ_SIZE));
         }
         let read = pin!(self.io.read_buf(&mut self.buffer));
         match read.poll(cx) {
@@ -548,7 +569,7 @@ impl<S: Carrier> Exchange<'_, S> {
                 return Poll::Ready(self.accept(head, bytes, recorder));
             }
             let had_bytes = !self.connection.buffer.is_empty();
-            let lost = match self.connection.poll_fill(cx) {
+            let lost = match self.connection.poll_fill_head(cx) {
                 Poll::Pending => {
                     self.attend(cx);
                     return Poll::Pending;
@@ -836,6 +857,9 @@ impl Upload {
                 }
                 self.stage = Stage::Done;
                 return Poll::Ready(Ok(()));
+            }
+            if self.stage == Stage::Flush {
+                io.write_ahead();
             }
             ready!(self.poll_write(cx, io)).map_err(UploadError::Write)?;
         }

@@ -37,7 +37,7 @@ pub(crate) enum Found {
 }
 
 /// Gets a connection, or a stream of one, if one is free now. `find` looks the origin up, again if it was
-/// forgotten between. With `early` it may be a connection whose handshake still runs, for this request alone.
+/// forgotten between; `at` is now. With `early` it may be a connection whose handshake still runs, for this request alone.
 ///
 /// # Errors
 /// Limit; PoolClosed.
@@ -45,14 +45,17 @@ pub(crate) fn acquire(
     find: impl Fn() -> Result<Arc<Host>, Error>,
     early: bool,
     recorder: &mut RequestRecorder,
+    at: Instant,
 ) -> Result<Found, Error> {
+    let mut at = at;
     loop {
-        match find()?.checkout(early)? {
+        match find()?.checkout(early, at)? {
             Checkout::Gone => {}
             Checkout::Lease(lease, how) => {
                 if let Some(lease) = probe(lease) {
                     return Ok(Found::Lease(acquired(lease, how, None, recorder)));
                 }
+                at = now();
             }
             Checkout::Line(place) => return Ok(Found::Nothing(place)),
         }
@@ -83,7 +86,7 @@ pub(crate) async fn wait_for(
         if let Some(lease) = lease {
             return Ok(acquired(lease, grant.how, grant.dial, recorder));
         }
-        place = match acquire(&find, early, recorder)? {
+        place = match acquire(&find, early, recorder, now())? {
             Found::Lease(lease) => return Ok(lease),
             Found::Nothing(place) => place,
         };
@@ -104,7 +107,7 @@ pub(crate) async fn acquire_fresh(
     if let Some(grant) = dial_fresh(&find()?, recorder, limits).await? {
         return Ok(acquired(grant.lease, grant.how, grant.dial, recorder));
     }
-    match acquire(&find, early, recorder)? {
+    match acquire(&find, early, recorder, now())? {
         Found::Lease(lease) => Ok(lease),
         Found::Nothing(place) => wait_for(place, find, early, recorder, limits).await,
     }
@@ -161,7 +164,7 @@ async fn dial_fresh(
 /// Takes a lease on a warm connection, as [`acquire`] does when it need not wait, and gives it back. False
 /// if there was none.
 pub(crate) fn check_out(host: &Arc<Host>) -> Result<bool, Error> {
-    match host.checkout(false)? {
+    match host.checkout(false, now())? {
         Checkout::Lease(Lease::H1(mut lease), _) => {
             let mut cx = Context::from_waker(Waker::noop());
             Ok(lease.http1().poll_quiet(&mut cx, true).is_ok())

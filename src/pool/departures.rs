@@ -179,8 +179,7 @@ impl Host {
 
     /// Puts an HTTP/1.1 connection that is quiet where it is needed: to the first in line, or on the
     /// stack, idle since `since`.
-    pub(super) fn settle_in(self: &Arc<Self>, conn: Box<H1Conn>, since: Instant) {
-        let at = now();
+    pub(super) fn settle_in(self: &Arc<Self>, conn: Box<H1Conn>, since: Instant, at: Instant) {
         let requests = conn.info.requests();
         let announced = conn.http1.announced();
         let wake = conn.wake.clone();
@@ -303,7 +302,7 @@ impl Home for Host {
         if self.gives_way() {
             return self.close(conn, CloseReason::MadeRoom);
         }
-        self.settle_in(conn, at);
+        self.settle_in(conn, at, at);
         // Somebody may have met the limit just before this one was idle.
         if !self.has_waiters() && self.gives_way() {
             drop(self.give_up_idle(Duration::ZERO));

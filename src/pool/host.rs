@@ -199,8 +199,7 @@ impl Host {
     ///
     /// # Errors
     /// PoolClosed; Limit when `max_waiting` wait already.
-    pub(crate) fn checkout(self: &Arc<Self>, early: bool) -> Result<Checkout, Error> {
-        let at = now();
+    pub(crate) fn checkout(self: &Arc<Self>, early: bool, at: Instant) -> Result<Checkout, Error> {
         if let Some(name_use) = &self.name_use {
             name_use.mark();
         }

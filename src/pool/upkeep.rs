@@ -273,7 +273,7 @@ impl Tended for Host {
             }));
             match looked {
                 // It was only a ticket or the like.
-                Ok(Ok(())) => self.settle_in(conn, since),
+                Ok(Ok(())) => self.settle_in(conn, since, at),
                 Ok(Err(why)) => {
                     if why == CloseReason::PeerClosedIdle {
                         ages.push(at.saturating_duration_since(since));
