@@ -226,6 +226,10 @@ pub(crate) trait Carrier: AsyncBufRead + AsyncWrite + Send + Unpin {
     fn write_ahead(&mut self) {}
     /// Gives buffers back while the connection is idle.
     fn release_buffers(&mut self);
+    /// Whether all that was read was taken, and the kernel has nothing either. False where that is not known.
+    fn is_still_quiet(&mut self) -> bool {
+        false
+    }
     /// What reads are expected to bring from now on.
     fn expect(&mut self, _expected: Expected) {}
     /// Ready once every handshake below is over. Drives it.
@@ -238,9 +242,6 @@ pub(crate) enum Expected {
     Something,
     /// Nothing: no buffer is made for it until it does.
     Nothing,
-    /// The same, and the kernel is asked and not the runtime, which knows of what has arrived only after
-    /// its next turn.
-    NothingNow,
 }
 
 /// What an exchange has moved so far, for whoever bounds it or tells of its failure.
@@ -369,22 +370,24 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Wire<T> {
     }
 
     /// Lets `read` look for bytes that have arrived and of which nobody was told, for the next read to find.
+    /// False if there is nothing.
     pub(crate) fn read_ahead(
         &mut self,
         read: impl FnOnce(&mut T, &mut [u8]) -> Option<io::Result<usize>>,
-    ) {
-        if self.has_unread() {
-            return;
+    ) -> bool {
+        if self.has_unread() || self.ended.is_some() {
+            return true;
         }
         let mut scrap = [0; 64];
         match read(&mut self.io, &mut scrap) {
             None => {}
-            Some(Err(e)) if e.kind() == io::ErrorKind::WouldBlock => {}
+            Some(Err(e)) if e.kind() == io::ErrorKind::WouldBlock => return false,
             Some(Err(e)) if e.kind() == io::ErrorKind::Interrupted => {}
             Some(Err(e)) => self.ended = Some(Err(e)),
             Some(Ok(0)) => self.ended = Some(Ok(())),
             Some(Ok(n)) => self.keep(&scrap[..n]),
         }
+        true
     }
 
     /// So much was read.

@@ -223,11 +223,11 @@ impl Carrier for Stream {
     }
 
     fn expect(&mut self, expected: Expected) {
-        let wire = self.wire_mut();
-        wire.expect(expected);
-        if expected == Expected::NothingNow {
-            wire.read_ahead(Transport::read_now);
-        }
+        self.wire_mut().expect(expected);
+    }
+
+    fn is_still_quiet(&mut self) -> bool {
+        !self.is_early() && !self.wire_mut().read_ahead(Transport::read_now)
     }
 
     fn poll_established(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

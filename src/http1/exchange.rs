@@ -77,6 +77,7 @@ pub(crate) struct Http1<S> {
     /// What the TCP handshake took.
     rtt: Option<Duration>,
     interrupt: Arc<Interrupt>,
+    has_served: bool,
     buffer: BytesMut,
     state: State,
     keep_alive: Result<(), CloseReason>,
@@ -99,6 +100,7 @@ impl<S: Carrier> Http1<S> {
             rtt,
             interrupt: Arc::default(),
             forward,
+            has_served: false,
             buffer: BytesMut::new(),
             state: State::Idle,
             keep_alive: Ok(()),
@@ -140,26 +142,17 @@ impl<S: Carrier> Http1<S> {
 
     /// Looks whether the idle connection is quiet. The waker of `cx` is woken when the peer sends
     /// something or closes. Post-handshake TLS messages are read and are no reason to close.
-    ///
-    /// With `asks_kernel` it is looked at past the runtime, which may not have been told yet: right before
-    /// a request is written.
-    pub(crate) fn poll_quiet(
-        &mut self,
-        cx: &mut Context<'_>,
-        asks_kernel: bool,
-    ) -> Result<(), CloseReason> {
+    pub(crate) fn poll_quiet(&mut self, cx: &mut Context<'_>) -> Result<(), CloseReason> {
         self.reusable()?;
-        // A connection that has never served still holds the end of its handshake back.
-        self.io.uncork();
-        let _ = Pin::new(&mut self.io).poll_flush(cx);
+        if !self.has_served {
+            // It still holds the end of its handshake back.
+            self.io.uncork();
+            let _ = Pin::new(&mut self.io).poll_flush(cx);
+        }
         // Whatever comes ends the connection, so there is no need to keep it.
         let mut scrap = [0; 16];
         let mut scrap = ReadBuf::new(&mut scrap);
-        self.io.expect(if asks_kernel {
-            Expected::NothingNow
-        } else {
-            Expected::Nothing
-        });
+        self.io.expect(Expected::Nothing);
         let read = Pin::new(&mut self.io).poll_read(cx, &mut scrap);
         self.io.expect(Expected::Something);
         match read {
@@ -168,6 +161,13 @@ impl<S: Carrier> Http1<S> {
             Poll::Ready(Ok(())) if !scrap.filled().is_empty() => Err(CloseReason::UnsolicitedBytes),
             Poll::Ready(_) => Err(CloseReason::PeerClosedIdle),
         }
+    }
+
+    /// Whether the connection, quiet when it was looked at last, has been so since: the kernel is asked, for the
+    /// runtime may not have been told yet. False also where that cannot be known, or if what came needs a closer
+    /// look.
+    pub(crate) fn is_still_quiet(&mut self) -> bool {
+        self.reusable().is_ok() && self.io.is_still_quiet()
     }
 
     /// Ready once every handshake below is over. Nothing may be written before, unless it may be
@@ -223,6 +223,7 @@ impl<S: Carrier> Http1<S> {
         recorder: &mut RequestRecorder,
     ) -> Result<ResponseHead, Error> {
         self.state = State::Busy;
+        self.has_served = true;
         self.keep_alive = Ok(());
         let mut upload = Upload::new(request, length, self.forward.as_ref());
         upload.is_expecting = expect.is_some() && !upload.is_empty();

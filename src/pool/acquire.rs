@@ -165,11 +165,7 @@ async fn dial_fresh(
 /// if there was none.
 pub(crate) fn check_out(host: &Arc<Host>) -> Result<bool, Error> {
     match host.checkout(false, now())? {
-        Checkout::Lease(Lease::H1(mut lease), _) => {
-            let mut cx = Context::from_waker(Waker::noop());
-            Ok(lease.http1().poll_quiet(&mut cx, true).is_ok())
-        }
-        Checkout::Lease(Lease::H2(_), _) => Ok(true),
+        Checkout::Lease(lease, _) => Ok(probe(lease).is_some()),
         Checkout::Line(_) | Checkout::Gone => Ok(false),
     }
 }
@@ -180,11 +176,14 @@ fn probe(lease: Lease) -> Option<Lease> {
     let Lease::H1(mut h1) = lease else {
         return Some(lease);
     };
-    // Nobody shall be woken: it is used, or closed, at once. A task that has used its turn up would see every
+    if h1.http1().is_still_quiet() {
+        return Some(Lease::H1(h1));
+    }
+    // It may be a ticket. Nobody shall be woken: the connection is used, or closed, at once. A task that has used its turn up would see every
     // socket as quiet.
     let mut cx = Context::from_waker(Waker::noop());
     let look = pin!(unconstrained(poll_fn(|cx| {
-        Poll::Ready(h1.http1().poll_quiet(cx, true))
+        Poll::Ready(h1.http1().poll_quiet(cx))
     })));
     match look.poll(&mut cx) {
         Poll::Ready(Err(why)) => {

@@ -292,9 +292,7 @@ impl Home for Host {
         // From here on the waker tells of whatever the peer does.
         conn.wake.reset();
         let waker = conn.wake.waker();
-        let quiet = conn
-            .http1
-            .poll_quiet(&mut Context::from_waker(&waker), false);
+        let quiet = conn.http1.poll_quiet(&mut Context::from_waker(&waker));
         if let Err(why) = quiet {
             return self.close(conn, why);
         }

@@ -265,9 +265,7 @@ impl Tended for Host {
             let waker = conn.wake.waker();
             // A transport of the user's own must not take the other connections with it.
             let looked = catch_unwind(AssertUnwindSafe(|| {
-                let quiet = conn
-                    .http1
-                    .poll_quiet(&mut Context::from_waker(&waker), false);
+                let quiet = conn.http1.poll_quiet(&mut Context::from_waker(&waker));
                 conn.http1.release_buffers();
                 quiet
             }));
