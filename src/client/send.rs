@@ -294,13 +294,14 @@ pub(crate) async fn send(
         let may_be_early = early && rest.is_some();
         let recorder = &mut call.recorder;
         let found = if fresh {
-            acquire_fresh(find, may_be_early, recorder, limits).await
+            // It takes its time in any case, and most requests need not carry the room for it.
+            Box::pin(acquire_fresh(find, may_be_early, recorder, limits)).await
         } else {
             let at = recorder.attempt_start();
             match acquire(find, may_be_early, recorder, at) {
                 Ok(Free::Lease(lease)) => Ok(lease),
                 Ok(Free::Nothing(place)) => {
-                    wait_for(place, find, may_be_early, recorder, limits).await
+                    Box::pin(wait_for(place, find, may_be_early, recorder, limits)).await
                 }
                 Err(error) => Err(error),
             }
@@ -480,17 +481,19 @@ async fn exchange(
             Ok(())
         }
         Lease::H2(lease) => {
+            let handle = lease.handle();
+            if protocol.is_some() {
+                handle.check_extended_connect().await?;
+            }
             let outgoing = Outgoing {
                 head: request.http2(&route.origin, &route.authority),
                 length: request.length,
                 expect,
                 protocol: protocol.clone(),
             };
-            let handle = lease.handle();
             let recorder = &mut call.recorder;
-            let head = handle
-                .exchange(outgoing, body, traffic, recorder, lease)
-                .await?;
+            let exchange = handle.start(outgoing, body, recorder, lease)?;
+            let head = exchange.head(traffic, recorder).await?;
             call.status = head.status;
             call.version = http::Version::HTTP_2;
             call.length = content_length(&head.headers).filter(|_| !head.is_tunnel);

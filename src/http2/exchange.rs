@@ -4,7 +4,7 @@ use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -51,27 +51,23 @@ pub(crate) struct ResponseHead<L: Send + 'static> {
 }
 
 impl Http2 {
-    /// Sends a request and awaits the head of its final response. `lease` is the stream slot that the
-    /// caller has taken; it is given back when the stream is over.
+    /// Sends a request: its head, and of its body what is at hand. `lease` is the stream slot that the caller
+    /// has taken; it is given back when the stream is over.
     ///
-    /// `body` is taken once the stream is open; what is left of it is then sent as the response
-    /// body is read. Dropping the future resets the stream and nothing else, at once or as soon as
-    /// resets can be paid.
+    /// `body` is taken once the stream is open; what is left of it is then sent while the head of the response
+    /// is awaited, and as its body is read.
     ///
     /// # Errors
-    /// Kind ConnectionLost, Refused, Http1Required, Unsupported, SlowReader, Protocol, TooLarge or Body; the
-    /// replay safety says what is known.
-    pub(crate) async fn exchange<L: Send + 'static>(
+    /// Kind ConnectionLost, Refused or Protocol; the request was not sent.
+    pub(crate) fn start<L: Send + 'static>(
         mut self,
         mut request: Outgoing,
         body: &mut Option<Body>,
-        traffic: &Traffic,
-        recorder: &mut RequestRecorder,
+        recorder: &RequestRecorder,
         lease: L,
-    ) -> Result<ResponseHead<L>, Error> {
+    ) -> Result<Exchange<L>, Error> {
         let is_connect = request.protocol.is_some();
         if let Some(protocol) = request.protocol {
-            self.check_extended_connect().await?;
             let protocol = h2::ext::Protocol::from(&*protocol);
             request.head.extensions_mut().insert(protocol);
         }
@@ -82,27 +78,28 @@ impl Http2 {
             shared.refuse();
             fail::describe(e, &shared.tap, Phase::Send, ReplaySafety::NotSent)
         };
-        poll_fn(|cx| self.send.poll_ready(cx))
-            .await
-            .map_err(&not_sent)?;
+        // A handle of one's own has sent nothing that it could be waiting for.
+        let mut cx = Context::from_waker(Waker::noop());
+        if let Poll::Ready(Err(error)) = self.send.poll_ready(&mut cx) {
+            return Err(not_sent(error));
+        }
         let send = &mut self.send;
         let open = || send.send_request(request.head, is_empty);
         let at = recorder.acquired_at().unwrap_or_else(now);
         let mut hold = Hold::open(open, shared.clone(), lease, at).map_err(not_sent)?;
         let mut upload = Upload::new(body.take().unwrap_or_default(), request.length);
         let expect = request.expect.filter(|_| !upload.is_done());
-        if expect.is_none() {
+        if expect.is_none() && !upload.is_done() {
             hold.stream
                 .with(|parts| upload.send_at_once(&mut parts.send));
-        }
-        if expect.is_none() && upload.is_at_hand() {
-            // What fits the window is queued before the task is given a chance: one write.
-            let mut cx = Context::from_waker(std::task::Waker::noop());
-            let _ = upload.poll(&mut cx, &hold.stream);
+            if upload.is_at_hand() {
+                // What fits the window is queued before the task is given a chance: one write.
+                let _ = upload.poll(&mut cx, &hold.stream);
+            }
         }
         hold.is_sent = upload.is_complete() && !is_connect;
         self.open();
-        let mut waiting = Waiting {
+        Ok(Exchange {
             hold,
             upload,
             is_connect,
@@ -110,28 +107,15 @@ impl Http2 {
             upload_told: false,
             informational: 0,
             informational_bytes: 0,
-        };
-        let response = poll_fn(|cx| waiting.poll(cx, traffic, recorder)).await?;
-        let Waiting {
-            mut hold, upload, ..
-        } = waiting;
-        let is_tunnel = is_connect && response.status().is_success();
-        if is_connect && !is_tunnel {
-            // There is nothing more to say.
-            let end = |parts: &mut Parts| parts.send.send_data(Bytes::new(), true).is_ok();
-            hold.is_sent = hold.stream.with(end) == Some(true);
-        }
-        Ok(ResponseHead {
-            status: response.status(),
-            is_tunnel,
-            headers: response.into_parts().0.headers,
-            body: RecvBody::new(hold, (!upload.is_done()).then(|| Box::new(upload))),
         })
     }
 
     /// Waits for the peer's SETTINGS, which alone say whether extended CONNECT may be used (RFC 8441 §3).
     /// How long is the connection's to bound.
-    async fn check_extended_connect(&self) -> Result<(), Error> {
+    ///
+    /// # Errors
+    /// Unsupported: it may not.
+    pub(crate) async fn check_extended_connect(&self) -> Result<(), Error> {
         self.open();
         self.shared.settled().await;
         if self.send.is_extended_connect_protocol_enabled() || !self.has_settings() {
@@ -145,11 +129,12 @@ impl Http2 {
     }
 }
 
-/// One request while its final head is awaited.
-struct Waiting<L: Send + 'static> {
+/// A request that was sent, while the head of its response is awaited. Dropping it resets the stream and
+/// nothing else, at once or as soon as resets can be paid.
+pub(crate) struct Exchange<L: Send + 'static> {
     hold: Hold<L>,
     upload: Upload,
-    /// Our half of the stream stays open.
+    /// It asks for a tunnel: what follows its head is the tunnel's.
     is_connect: bool,
     /// While it is there the body waits for 100 Continue.
     expect: Option<Pin<Box<Sleep>>>,
@@ -158,40 +143,92 @@ struct Waiting<L: Send + 'static> {
     informational_bytes: usize,
 }
 
-impl<L: Send + 'static> Waiting<L> {
+/// What h2 has of a response.
+enum Arrived {
+    Informational(Result<http::Response<()>, h2::Error>),
+    Final(Result<http::Response<()>, h2::Error>),
+    CutOff,
+}
+
+impl<L: Send + 'static> Exchange<L> {
+    /// Awaits the head of the final response.
+    ///
+    /// # Errors
+    /// Kind ConnectionLost, Refused, Http1Required, SlowReader, Protocol, TooLarge or Body; the replay safety
+    /// says what is known.
+    pub(crate) async fn head(
+        mut self,
+        traffic: &Traffic,
+        recorder: &mut RequestRecorder,
+    ) -> Result<ResponseHead<L>, Error> {
+        let response = poll_fn(|cx| self.poll(cx, traffic, recorder)).await?;
+        let Self {
+            mut hold,
+            upload,
+            is_connect,
+            ..
+        } = self;
+        let is_tunnel = is_connect && response.status.is_success();
+        if is_connect && !is_tunnel {
+            // There is nothing more to say.
+            let end = |parts: &mut Parts| parts.send.send_data(Bytes::new(), true).is_ok();
+            hold.is_sent = hold.stream.with(end) == Some(true);
+        }
+        Ok(ResponseHead {
+            status: response.status,
+            is_tunnel,
+            headers: response.headers,
+            body: RecvBody::new(hold, (!upload.is_done()).then(|| Box::new(upload))),
+        })
+    }
+
     fn poll(
         &mut self,
         cx: &mut Context<'_>,
         traffic: &Traffic,
         recorder: &mut RequestRecorder,
-    ) -> Poll<Result<http::Response<()>, Error>> {
-        self.poll_informational(cx, recorder)?;
-        self.poll_upload(cx, traffic, recorder)?;
-        let head = self.with_response(|response| Pin::new(response).poll(cx));
-        let Some(head) = head else {
-            return Poll::Ready(Err(fail::cut_off(self.phase())));
-        };
-        let response = ready!(head).map_err(|e| self.fail(e))?;
-        let stream = self.hold.stream.id();
-        let at = self.hold.shared.tap.headers_at(stream, self.informational);
-        recorder.emit(RequestEvent::FirstByte(at));
-        if let Some(error) = too_large(response.headers()) {
-            return Poll::Ready(Err(error));
+    ) -> Poll<Result<http::response::Parts, Error>> {
+        loop {
+            if !self.upload_told {
+                self.poll_upload(cx, traffic, recorder)?;
+            }
+            match ready!(self.poll_arrived(cx)) {
+                Arrived::Informational(interim) => {
+                    let interim = interim.map_err(|e| self.fail(e))?;
+                    self.informed(&interim, recorder)?;
+                }
+                Arrived::Final(response) => {
+                    let response = response.map_err(|e| self.fail(e))?;
+                    let stream = self.hold.stream.id();
+                    let at = self.hold.shared.tap.headers_at(stream, self.informational);
+                    recorder.emit(RequestEvent::FirstByte(at));
+                    if let Some(error) = too_large(response.headers()) {
+                        return Poll::Ready(Err(error));
+                    }
+                    return Poll::Ready(Ok(response.into_parts().0));
+                }
+                Arrived::CutOff => return Poll::Ready(Err(fail::cut_off(self.phase()))),
+            }
         }
-        let (head, body) = response.into_parts();
-        self.hold.stream.with(|parts| parts.recv = Recv::Body(body));
-        Poll::Ready(Ok(http::Response::from_parts(head, ())))
     }
 
-    fn with_response<T>(
-        &self,
-        act: impl FnOnce(&mut h2::client::ResponseFuture) -> T,
-    ) -> Option<T> {
-        let with = self.hold.stream.with(|parts| match &mut parts.recv {
-            Recv::Head(response) => Some(act(response)),
-            Recv::Body(_) | Recv::Unwanted => None,
+    /// The body of a final response stays with the stream.
+    fn poll_arrived(&self, cx: &mut Context<'_>) -> Poll<Arrived> {
+        let arrived = self.hold.stream.with(|parts| {
+            let Recv::Head(response) = &mut parts.recv else {
+                return Poll::Ready(Arrived::CutOff);
+            };
+            if let Poll::Ready(Some(interim)) = response.poll_informational(cx) {
+                return Poll::Ready(Arrived::Informational(interim));
+            }
+            let response = ready!(Pin::new(response).poll(cx)).map(|response| {
+                let (head, body) = response.into_parts();
+                parts.recv = Recv::Body(body);
+                http::Response::from_parts(head, ())
+            });
+            Poll::Ready(Arrived::Final(response))
         });
-        with.flatten()
+        arrived.unwrap_or(Poll::Ready(Arrived::CutOff))
     }
 
     fn poll_upload(
@@ -225,28 +262,24 @@ impl<L: Send + 'static> Waiting<L> {
         Ok(())
     }
 
-    fn poll_informational(
+    /// An informational response is told and counted.
+    fn informed(
         &mut self,
-        cx: &mut Context<'_>,
+        interim: &http::Response<()>,
         recorder: &mut RequestRecorder,
     ) -> Result<(), Error> {
-        while let Some(Poll::Ready(Some(interim))) =
-            self.with_response(|response| response.poll_informational(cx))
-        {
-            let interim = interim.map_err(|e| self.fail(e))?;
-            self.informational += 1;
-            self.informational_bytes += size(interim.headers());
-            recorder.emit(RequestEvent::Informational {
-                status: interim.status(),
-                headers: interim.headers(),
-            });
-            if interim.status() == StatusCode::CONTINUE {
-                self.expect = None;
-            }
-            if self.informational > MAX_INFORMATIONAL || self.informational_bytes > MAX_HEAD.bytes {
-                let error = Error::new(ErrorKind::Protocol, "too many informational responses");
-                return Err(error.at(self.phase()).with_replay(ReplaySafety::Processed));
-            }
+        self.informational += 1;
+        self.informational_bytes += size(interim.headers());
+        recorder.emit(RequestEvent::Informational {
+            status: interim.status(),
+            headers: interim.headers(),
+        });
+        if interim.status() == StatusCode::CONTINUE {
+            self.expect = None;
+        }
+        if self.informational > MAX_INFORMATIONAL || self.informational_bytes > MAX_HEAD.bytes {
+            let error = Error::new(ErrorKind::Protocol, "too many informational responses");
+            return Err(error.at(self.phase()).with_replay(ReplaySafety::Processed));
         }
         Ok(())
     }

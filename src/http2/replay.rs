@@ -449,8 +449,16 @@ impl Scene {
         let answer = async move {
             let mut recorder = RequestRecorder::start(None);
             let (mut body, traffic) = (Some(body), Traffic::default());
-            let exchange = handle.exchange(outgoing, &mut body, &traffic, &mut recorder, slot);
-            (exchange.await, recorder)
+            if outgoing.protocol.is_some()
+                && let Err(error) = handle.check_extended_connect().await
+            {
+                return (Err(error), recorder);
+            }
+            let answer = match handle.start(outgoing, &mut body, &recorder, slot) {
+                Ok(exchange) => exchange.head(&traffic, &mut recorder).await,
+                Err(error) => Err(error),
+            };
+            (answer, recorder)
         };
         self.asked.push(Asked {
             flag: Flag::new(),
