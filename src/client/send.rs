@@ -492,8 +492,9 @@ async fn exchange(
                 protocol: protocol.clone(),
             };
             let recorder = &mut call.recorder;
-            let exchange = handle.start(outgoing, body, recorder, lease)?;
+            let mut exchange = handle.start(outgoing, body, recorder, lease)?;
             let head = exchange.head(traffic, recorder).await?;
+            let head = exchange.into_response(head);
             call.status = head.status;
             call.version = http::Version::HTTP_2;
             call.length = content_length(&head.headers).filter(|_| !head.is_tunnel);

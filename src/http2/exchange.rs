@@ -157,11 +157,15 @@ impl<L: Send + 'static> Exchange<L> {
     /// Kind ConnectionLost, Refused, Http1Required, SlowReader, Protocol, TooLarge or Body; the replay safety
     /// says what is known.
     pub(crate) async fn head(
-        mut self,
+        &mut self,
         traffic: &Traffic,
         recorder: &mut RequestRecorder,
-    ) -> Result<ResponseHead<L>, Error> {
-        let response = poll_fn(|cx| self.poll(cx, traffic, recorder)).await?;
+    ) -> Result<http::response::Parts, Error> {
+        poll_fn(|cx| self.poll(cx, traffic, recorder)).await
+    }
+
+    /// What its body is read from.
+    pub(crate) fn into_response(self, response: http::response::Parts) -> ResponseHead<L> {
         let Self {
             mut hold,
             upload,
@@ -174,12 +178,12 @@ impl<L: Send + 'static> Exchange<L> {
             let end = |parts: &mut Parts| parts.send.send_data(Bytes::new(), true).is_ok();
             hold.is_sent = hold.stream.with(end) == Some(true);
         }
-        Ok(ResponseHead {
+        ResponseHead {
             status: response.status,
             is_tunnel,
             headers: response.headers,
             body: RecvBody::new(hold, (!upload.is_done()).then(|| Box::new(upload))),
-        })
+        }
     }
 
     fn poll(

@@ -455,7 +455,10 @@ impl Scene {
                 return (Err(error), recorder);
             }
             let answer = match handle.start(outgoing, &mut body, &recorder, slot) {
-                Ok(exchange) => exchange.head(&traffic, &mut recorder).await,
+                Ok(mut exchange) => {
+                    let head = exchange.head(&traffic, &mut recorder).await;
+                    head.map(|head| exchange.into_response(head))
+                }
                 Err(error) => Err(error),
             };
             (answer, recorder)
