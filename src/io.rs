@@ -283,6 +283,8 @@ pub(crate) struct PathFacts {
 
 /// How much one read asks of the socket: a full TLS record.
 const READ_BUFFER: usize = 16 * 1024;
+/// How much rustls asks for at once.
+const SMALL_READ: usize = 4 * 1024;
 /// Writes from this size on are not copied into the cork.
 const WRITE_THROUGH: usize = 8 * 1024;
 
@@ -322,6 +324,8 @@ pub(crate) struct Wire<T> {
     /// What was read, up to `start` consumed. Without capacity while nothing is expected.
     buffer: BytesMut,
     start: usize,
+    /// The last read brought as much as there was room for.
+    is_pouring: bool,
     expected: Expected,
     /// The end, or the error, that was read ahead.
     ended: Option<io::Result<()>>,
@@ -340,6 +344,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Wire<T> {
             write_error: None,
             buffer: BytesMut::new(),
             start: 0,
+            is_pouring: false,
             expected: Expected::Something,
             ended: None,
             last_read: None,
@@ -523,10 +528,15 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Wire<T> {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        if !this.has_unread() && buf.remaining() >= READ_BUFFER {
+        let room = buf.remaining();
+        // What comes in small pieces needs no buffer between, and what comes in large ones is read in as few
+        // system calls as a record of TLS allows.
+        let is_direct = room >= READ_BUFFER || (room >= SMALL_READ && !this.is_pouring);
+        if is_direct && !this.has_unread() && this.ended.is_none() {
             this.release_flight(cx);
             let before = buf.filled().len();
             ready!(Pin::new(&mut this.io).poll_read(cx, buf))?;
+            this.is_pouring = buf.remaining() == 0;
             this.count(buf.filled().len() - before);
             return Poll::Ready(Ok(()));
         }
@@ -553,7 +563,10 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncBufRead for Wire<T> {
                 // It keeps nothing between polls.
                 let read = pin!(io.read_buf(buffer));
                 match read.poll(cx) {
-                    Poll::Ready(Ok(n)) => this.count(n),
+                    Poll::Ready(Ok(n)) => {
+                        this.is_pouring = n >= SMALL_READ;
+                        this.count(n);
+                    }
                     pending_or_failed => {
                         this.give_room_up();
                         return pending_or_failed.map_ok(|_| &[][..]);

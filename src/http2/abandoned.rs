@@ -7,6 +7,7 @@ use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 
 use atomic_waker::AtomicWaker;
@@ -54,6 +55,8 @@ impl Orphan {
 pub(super) struct Inbox {
     /// `None` once the task is gone.
     orphans: Mutex<Option<Vec<Orphan>>>,
+    /// There may be some.
+    has_some: AtomicBool,
     /// Wakes the task.
     pub(super) bell: AtomicWaker,
 }
@@ -62,6 +65,7 @@ impl Default for Inbox {
     fn default() -> Self {
         Self {
             orphans: Mutex::new(Some(Vec::new())),
+            has_some: AtomicBool::new(false),
             bell: AtomicWaker::new(),
         }
     }
@@ -72,6 +76,7 @@ impl Inbox {
         let unwanted = match &mut *lock(&self.orphans) {
             Some(orphans) => {
                 orphans.push(orphan);
+                self.has_some.store(true, Ordering::Release);
                 None
             }
             None => Some(orphan),
@@ -103,7 +108,10 @@ impl Orphans {
     /// Lets go of those that are over, resets those that can be paid, the oldest first, and sees to being
     /// woken for the next one.
     pub(super) fn tend(&mut self, cx: &mut Context<'_>, inbox: &Inbox, ledger: &Ledger) {
-        if let Some(new) = &mut *lock(&inbox.orphans) {
+        if inbox.has_some.load(Ordering::Acquire)
+            && inbox.has_some.swap(false, Ordering::AcqRel)
+            && let Some(new) = &mut *lock(&inbox.orphans)
+        {
             self.waiting.extend(new.drain(..));
         }
         if self.waiting.is_empty() {

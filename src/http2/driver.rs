@@ -491,6 +491,8 @@ struct Pulse {
     pings: Option<PingPong>,
     /// When the alarm rings; `None` while it is not set.
     alarm_at: Option<Instant>,
+    /// It was polled since it was set.
+    is_armed: bool,
     /// What was heard when it was last looked at: while something new comes there is nothing to ask.
     heard: Instant,
     /// The answer is overdue; the socket is read once more before that counts.
@@ -505,6 +507,7 @@ impl Pulse {
             pings: connection.ping_pong(),
             // Until SETTINGS have come it rings for them.
             alarm_at: None,
+            is_armed: false,
             heard: now(),
             is_overdue: false,
         }
@@ -576,7 +579,12 @@ impl Pulse {
     ) -> Poll<()> {
         loop {
             if let Some(_set) = self.alarm_at {
-                if alarm.as_mut().poll(cx).is_pending() {
+                // Once it has been polled it wakes this task, which is always the same.
+                if self.is_armed && !alarm.is_elapsed() {
+                    return Poll::Pending;
+                }
+                self.is_armed = alarm.as_mut().poll(cx).is_pending();
+                if self.is_armed {
                     return Poll::Pending;
                 }
                 self.alarm_at = None;
@@ -607,6 +615,7 @@ impl Pulse {
                 }
             };
             self.alarm_at = Some(at);
+            self.is_armed = false;
             alarm.as_mut().reset(at.into());
         }
     }

@@ -225,6 +225,19 @@ impl Scanner {
                 self.payload_left -= n as u32;
                 continue;
             }
+            if self.have == 0
+                && write == read
+                && let Some(whole) = bytes[read..].first_chunk::<HEADER>()
+            {
+                // The usual case: nothing is held back and nothing was taken out.
+                let header = FrameHeader::parse(whole);
+                if !header.is_empty_data() {
+                    read += HEADER;
+                    write += HEADER;
+                    self.begin(header, &mut seen);
+                    continue;
+                }
+            }
             let n = (len - read).min(HEADER - self.have);
             self.head[self.have..self.have + n].copy_from_slice(&bytes[read..read + n]);
             if write != read {
@@ -237,21 +250,28 @@ impl Scanner {
                 break;
             }
             let header = FrameHeader::parse(&self.head);
-            seen(Seen::Frame(header));
-            self.item = Item::of(header);
+            self.have = 0;
+            self.begin(header, &mut seen);
             if header.is_empty_data() {
                 write -= HEADER;
                 seen(Seen::Filtered);
-            } else if header.kind == DATA && self.item.is_none() && header.len <= MAX_FRAME {
-                seen(Seen::Content {
-                    frame: header,
-                    bytes: header.len,
-                });
             }
-            self.payload_left = header.len;
-            self.have = 0;
         }
         write - self.held().len()
+    }
+
+    /// The header of a frame is whole.
+    fn begin(&mut self, header: FrameHeader, seen: &mut impl FnMut(Seen<'_>)) {
+        seen(Seen::Frame(header));
+        self.item = Item::of(header);
+        self.payload_left = header.len;
+        let is_content = header.kind == DATA && self.item.is_none();
+        if is_content && !header.is_empty_data() && header.len <= MAX_FRAME {
+            seen(Seen::Content {
+                frame: header,
+                bytes: header.len,
+            });
+        }
     }
 
     fn capture(&mut self, mut payload: &[u8], seen: &mut impl FnMut(Seen<'_>)) {
