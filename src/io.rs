@@ -291,6 +291,8 @@ const WRITE_THROUGH: usize = 8 * 1024;
 thread_local! {
     /// Room for a read that nobody uses now. A connection that waits for its peer holds none.
     static SPARE: Cell<Option<BytesMut>> = const { Cell::new(None) };
+    /// The same for what waits to be flushed.
+    static SPARE_OUT: Cell<Option<Vec<u8>>> = const { Cell::new(None) };
 }
 
 /// When flushed bytes leave.
@@ -474,7 +476,22 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Wire<T> {
             }
         };
         self.out.drain(..sent);
+        if self.out.is_empty() && self.out.capacity() > 0 {
+            let spare = std::mem::take(&mut self.out);
+            let _ends = SPARE_OUT.try_with(|cell| cell.set(Some(spare)));
+        }
         result
+    }
+
+    /// Keeps what is to be flushed.
+    fn put(&mut self, bufs: &[io::IoSlice<'_>]) {
+        if self.out.capacity() == 0 {
+            let spare = SPARE_OUT.try_with(Cell::take).ok().flatten();
+            self.out = spare.unwrap_or_default();
+        }
+        for buf in bufs {
+            self.out.extend_from_slice(buf);
+        }
     }
 }
 
@@ -507,9 +524,6 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Carrier for Wire<T> {
 
     fn release_buffers(&mut self) {
         self.give_room_up();
-        if self.out.is_empty() {
-            self.out = Vec::new();
-        }
     }
 
     fn expect(&mut self, expected: Expected) {
@@ -621,9 +635,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Wire<T> {
             this.written += n as u64;
             return Poll::Ready(Ok(n));
         }
-        for buf in bufs {
-            this.out.extend_from_slice(buf);
-        }
+        this.put(bufs);
         Poll::Ready(Ok(total))
     }
 

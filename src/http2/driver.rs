@@ -339,7 +339,11 @@ pub(crate) async fn connect<S: Carrier + 'static>(
 
 impl<S: Carrier> Driver<S> {
     /// Drives the connection to its end.
-    pub(crate) async fn run(mut self, watch: &impl Watch, patience: Patience) -> CloseReason {
+    pub(crate) async fn run(
+        mut self: Box<Self>,
+        watch: &impl Watch,
+        patience: Patience,
+    ) -> CloseReason {
         let shared = self.shared.clone();
         let settings_until = deadline(now(), patience.settings);
         {

@@ -379,7 +379,9 @@ impl Scene {
         Self {
             line,
             handle: Some(handle),
-            driver: Some(Box::pin(async move { driver.run(&watch, patience).await })),
+            driver: Some(Box::pin(async move {
+                Box::new(driver).run(&watch, patience).await
+            })),
             driver_flag: Flag::new(),
             asked: Vec::new(),
             held: Arc::default(),

@@ -642,6 +642,9 @@ impl<S: Carrier> Tap<S> {
         let at = u64::try_from(at.as_nanos()).unwrap_or(u64::MAX);
         self.state.last_read.store(at, Ordering::Relaxed);
         let state = &self.state;
+        if cfg!(firstbyte_bare) && state.has_settings() && self.scanner.have == 0 {
+            return Poll::Ready(Ok(true));
+        }
         let bytes = &mut buf.filled_mut()[start..];
         let mut is_flood = false;
         let mut accounts = state.ledger.enter();

@@ -45,7 +45,7 @@ impl Host {
         let dial = match link {
             Link::Http1(http1) => self.opened_http1(id, http1, info.clone(), seat),
             Link::Http2(handle, driver) => {
-                self.opened_http2(id, handle, *driver, info.clone(), seat)
+                self.opened_http2(id, handle, driver, info.clone(), seat)
             }
         };
         self.tell_populated();
@@ -180,7 +180,7 @@ impl Host {
         self: &Arc<Self>,
         id: u64,
         handle: Http2,
-        driver: Driver<Stream>,
+        driver: Box<Driver<Stream>>,
         info: ConnectionInfo,
         seat: Seat,
     ) -> Dial {

@@ -54,7 +54,8 @@ pub struct TlsOptions {
     pub(super) provider: TlsProvider,
     pub(super) builtin_roots: bool,
     pub(super) platform_verifier: bool,
-    pub(super) roots: Vec<CertificateDer<'static>>,
+    /// Shared by the clients that are built with them.
+    pub(super) roots: Arc<Vec<CertificateDer<'static>>>,
     pub(super) verifier: Option<CustomVerifier>,
     pub(super) pins: Vec<[u8; 32]>,
     pub(super) identity: Option<Arc<ClientIdentity>>,
@@ -74,7 +75,7 @@ impl Default for TlsOptions {
             provider: TlsProvider::default(),
             builtin_roots: true,
             platform_verifier: false,
-            roots: Vec::new(),
+            roots: Arc::default(),
             verifier: None,
             pins: Vec::new(),
             identity: None,
@@ -125,7 +126,7 @@ impl TlsOptions {
 
     /// Trusts this root certificate too.
     pub fn add_root(mut self, root: CertificateDer<'static>) -> Self {
-        self.roots.push(root);
+        Arc::make_mut(&mut self.roots).push(root);
         self
     }
 
@@ -134,7 +135,7 @@ impl TlsOptions {
     /// # Errors
     /// Invalid: no certificate in it, or one that does not decode.
     pub fn add_root_pem(mut self, pem: &[u8]) -> Result<Self, Error> {
-        self.roots.extend(certificates(pem, "root certificate")?);
+        Arc::make_mut(&mut self.roots).extend(certificates(pem, "root certificate")?);
         Ok(self)
     }
 

@@ -47,7 +47,7 @@ fn roots(options: &TlsOptions) -> Result<RootCertStore, Error> {
     if options.builtin_roots {
         store.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
     }
-    for root in &options.roots {
+    for root in &*options.roots {
         store
             .add(root.clone())
             .map_err(|e| Error::invalid("root certificate is not usable").with_source(e))?;
@@ -157,7 +157,7 @@ fn platform(
     provider: &Arc<CryptoProvider>,
 ) -> Result<Arc<dyn ServerCertVerifier>, Error> {
     let platform = Arc::new(Platform {
-        roots: options.roots.clone(),
+        roots: options.roots.to_vec(),
         provider: provider.clone(),
         made: OnceLock::new(),
     });

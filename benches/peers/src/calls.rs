@@ -24,6 +24,8 @@ pub type OnPiece<'a> = &'a mut (dyn FnMut(&[u8]) + Send);
 pub trait Client: Clone + Send + Sync + 'static {
     type Worker: Worker;
 
+    const NAME: &'static str;
+
     fn new(world: &Arc<World>, protocol: Protocol, target: Target) -> Self;
     /// The same pool for another host.
     fn elsewhere(&self, world: &World, target: Target) -> Self;
@@ -60,6 +62,10 @@ pub struct Target {
 
 impl Target {
     pub fn address(self, world: &World) -> std::net::SocketAddr {
-        ([127, 0, 0, self.host.max(1)], world.port(self.few_streams)).into()
+        let port = world.port(self.few_streams);
+        if world.address.is_loopback() {
+            return ([127, 0, 0, self.host.max(1)], port).into();
+        }
+        (world.address, port).into()
     }
 }

@@ -33,6 +33,8 @@ fn client_of(
 impl Client for Firstbyte {
     type Worker = Self;
 
+    const NAME: &'static str = "firstbyte";
+
     fn new(world: &Arc<World>, protocol: Protocol, target: Target) -> Self {
         let tls = TlsOptions::new().builtin_roots(false);
         let mut http2 = Http2Options::default();

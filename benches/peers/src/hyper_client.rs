@@ -22,6 +22,8 @@ pub struct Hyper {
 impl Client for Hyper {
     type Worker = Self;
 
+    const NAME: &'static str = "hyper-util";
+
     fn new(world: &Arc<World>, protocol: Protocol, target: Target) -> Self {
         let mut http = HttpConnector::new();
         http.set_nodelay(true);

@@ -44,6 +44,8 @@ pub struct RawH2 {
 impl Client for RawH2 {
     type Worker = RawH2Worker;
 
+    const NAME: &'static str = "raw";
+
     fn new(world: &Arc<World>, protocol: Protocol, target: Target) -> Self {
         assert_eq!(protocol, Protocol::H2);
         Self {
@@ -148,6 +150,8 @@ pub struct RawH1 {
 
 impl Client for RawH1 {
     type Worker = RawH1Worker;
+
+    const NAME: &'static str = "raw";
 
     fn new(world: &Arc<World>, protocol: Protocol, target: Target) -> Self {
         assert_eq!(protocol, Protocol::H1);

@@ -14,6 +14,8 @@ pub struct Reqwest {
 impl Client for Reqwest {
     type Worker = Self;
 
+    const NAME: &'static str = "reqwest";
+
     fn new(world: &Arc<World>, protocol: Protocol, target: Target) -> Self {
         let mut builder = reqwest::Client::builder()
             .no_proxy()

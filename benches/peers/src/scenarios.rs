@@ -1,6 +1,7 @@
 //! What is measured. In each scenario the clients take turns, round by round, and each value is the median of
 //! its rounds.
 
+use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -50,18 +51,24 @@ enum What {
     /// First calls on new connections.
     Cold {
         resumed: bool,
+        /// So long after the client was made.
+        after: Duration,
     },
     /// So many calls at once without a connection.
     Burst {
         path: &'static str,
         target: Target,
     },
+    /// The first call of a process, and the second on a new connection.
+    First,
     Big,
     Events,
     Idle,
 }
 
 const BURST: usize = 200;
+/// A process has other things to do between making its client and its first call.
+const FIRST_AFTER: Duration = Duration::from_millis(50);
 
 fn scenarios() -> Vec<Scenario> {
     use Protocol::{H1, H2};
@@ -91,6 +98,10 @@ fn scenarios() -> Vec<Scenario> {
         what,
         rounds,
     };
+    let cold = |resumed| What::Cold {
+        resumed,
+        after: Duration::from_millis(10),
+    };
     let burst = |path, target| What::Burst { path, target };
     let few = Target {
         few_streams: true,
@@ -111,8 +122,9 @@ fn scenarios() -> Vec<Scenario> {
         flow("h1_64", H1, 0, 64, 32_000),
         post("h2_post", H2),
         post("h1_post", H1),
-        other("h2_cold_full", H2, What::Cold { resumed: false }, 15),
-        other("h2_cold_resumed", H2, What::Cold { resumed: true }, 15),
+        other("h2_cold_full", H2, cold(false), 15),
+        other("h2_cold_resumed", H2, cold(true), 15),
+        other("h2_first_of_process", H2, What::First, 9),
         other("h2_stampede", H2, burst("/", Target::default()), 15),
         other("h2_limit_10", H2, burst("/slow", few), 5),
         other("h2_limit_10_20_connections", H2, burst("/slow", twenty), 5),
@@ -125,10 +137,15 @@ fn scenarios() -> Vec<Scenario> {
 }
 
 /// Everything, or one scenario.
-pub fn all(is_quick: bool, only: Option<&str>) -> Vec<Row> {
+pub fn all(is_quick: bool, only: Option<&str>, server: Option<&str>) -> Vec<Row> {
     provider();
-    machine::pin(0);
-    let world = World::start();
+    let world = match server {
+        Some(file) => World::there(&std::fs::read_to_string(file).expect("what the server said")),
+        None => {
+            machine::pin(0);
+            World::start()
+        }
+    };
     let mut rows = Vec::new();
     for mut scenario in scenarios() {
         if only.is_some_and(|only| scenario.name != only) {
@@ -161,6 +178,25 @@ pub fn one(client: &str, name: &str, calls: usize) {
     *of_a_round = calls;
     let mut turns = start(scenario, &world, client);
     turns.round();
+}
+
+/// The first two calls of this process, each of a new client on a new connection, in ms.
+pub fn first(client: &str, server: &str) {
+    machine::pin(0);
+    provider();
+    let scenario = Scenario {
+        name: "h2_first_of_process",
+        protocol: Protocol::H2,
+        threads: 0,
+        what: What::Cold {
+            resumed: false,
+            after: FIRST_AFTER,
+        },
+        rounds: 2,
+    };
+    let mut turns = start(scenario, &World::there(server), client);
+    let mut call = || turns.round()[0].1;
+    println!("{} {}", call(), call());
 }
 
 fn provider() {
@@ -244,7 +280,7 @@ impl<C: Client> Part<C> {
             .build()
             .expect("a runtime");
         let target = Target {
-            no_reuse: matches!(scenario.what, What::Cold { resumed: true }),
+            no_reuse: matches!(scenario.what, What::Cold { resumed: true, .. }),
             ..Target::default()
         };
         let client = {
@@ -312,7 +348,7 @@ impl<C: Client> Part<C> {
     }
 
     /// One first call on a new connection.
-    fn cold(&mut self, resumed: bool) -> Values {
+    fn cold(&mut self, resumed: bool, after: Duration) -> Values {
         let client = if resumed {
             self.client.clone()
         } else {
@@ -322,7 +358,7 @@ impl<C: Client> Part<C> {
         let wall = self.runtime.block_on(async {
             client.forget_connections().await;
             // Tickets, and what the last connection has to say at its end, are out of the way.
-            tokio::time::sleep(Duration::from_millis(10)).await;
+            tokio::time::sleep(after).await;
             let start = Instant::now();
             let mut worker = client.worker().await;
             let done = worker.call(Call::Get("/"), &mut |_| {}).await;
@@ -330,6 +366,19 @@ impl<C: Client> Part<C> {
             start.elapsed()
         });
         vec![("ms", micros(wall) / 1e3)]
+    }
+
+    /// The first calls of a process of its own.
+    fn first(&self) -> Values {
+        let output = Command::new(std::env::current_exe().expect("we run"))
+            .args(["first", C::NAME, &self.world.line])
+            .output()
+            .expect("it runs");
+        let text = String::from_utf8_lossy(&output.stdout);
+        let mut words = text.split_whitespace();
+        let mut next = || words.next()?.parse().ok();
+        let (first, second) = (next().expect("two numbers"), next().expect("two numbers"));
+        vec![("first, ms", first), ("second, ms", second)]
     }
 
     /// Many calls at once without a connection.
@@ -466,7 +515,7 @@ impl<C: Client> Turns for Part<C> {
                 self.runtime.block_on(done).expect("the server is sound");
                 self.workers.push(worker);
             }
-            What::Idle => {}
+            What::Idle | What::First => {}
             What::Cold { .. } | What::Burst { .. } => {
                 self.round();
             }
@@ -480,8 +529,9 @@ impl<C: Client> Turns for Part<C> {
                 calls,
                 post,
             } => self.flow(flight, calls, post),
-            What::Cold { resumed } => self.cold(resumed),
+            What::Cold { resumed, after } => self.cold(resumed, after),
             What::Burst { path, target } => self.burst(path, target),
+            What::First => self.first(),
             What::Big => self.big(),
             What::Events => self.events(),
             What::Idle => self.idle(),

@@ -41,9 +41,13 @@ struct Counts {
     handshakes: AtomicUsize,
 }
 
-/// Says on which ports it listens, and its certificate, in one line. Ends with its standard input.
-pub fn run() {
-    machine::pin(machine::processors() - 1);
+/// Says where it listens, and its certificate, in one line. Ends with its standard input.
+pub fn run(address: Option<&str>) {
+    // Elsewhere the processors are shared with what makes up the path.
+    if address.is_none() {
+        machine::pin(machine::processors() - 1);
+    }
+    let address = address.unwrap_or("127.0.0.1").to_owned();
     std::thread::spawn(|| {
         let _end = std::io::stdin().read_line(&mut String::new());
         std::process::exit(0);
@@ -52,11 +56,12 @@ pub fn run() {
         .enable_all()
         .build()
         .expect("a runtime");
-    runtime.block_on(serve());
+    runtime.block_on(serve(address));
 }
 
-async fn serve() {
+async fn serve(address: String) {
     let names = (1..=HOSTS).map(|n| format!("127.0.0.{n}"));
+    let names = names.chain([address.clone()]);
     let identity = rcgen::generate_simple_self_signed(names.collect::<Vec<_>>()).expect("a key");
     let certificate = identity.cert.der().clone();
     let key = PrivateKeyDer::Pkcs8(identity.signing_key.serialize_der().into());
@@ -68,13 +73,15 @@ async fn serve() {
     config.send_tls13_tickets = 2;
     let acceptor = TlsAcceptor::from(Arc::new(config));
     let counts = Arc::new(Counts::default());
-    let mut line = String::new();
+    let mut line = format!("{address} ");
     for streams in [2000, 10] {
         let listener = TcpListener::bind("0.0.0.0:0").await.expect("a port");
         line += &format!("{} ", listener.local_addr().expect("bound").port());
         tokio::spawn(listen(listener, acceptor.clone(), streams, counts.clone()));
     }
-    let control = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let control = TcpListener::bind((address.as_str(), 0))
+        .await
+        .expect("a port");
     line += &format!("{} ", control.local_addr().expect("bound").port());
     line.extend(certificate.iter().map(|byte| format!("{byte:02x}")));
     println!("{line}");

@@ -1,7 +1,7 @@
 //! The server's process, as the clients see it.
 
 use std::io::{BufRead, BufReader, Read};
-use std::net::TcpStream;
+use std::net::{IpAddr, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
@@ -11,7 +11,10 @@ use rustls::{ClientConfig, RootCertStore};
 /// Where the server is, and whom to trust.
 pub struct World {
     /// Kept: it ends with our end of its standard input.
-    _server: Child,
+    _server: Option<Child>,
+    pub address: IpAddr,
+    /// What the server said.
+    pub line: String,
     /// Of the server, and of one that allows 10 streams.
     ports: [u16; 2],
     control: u16,
@@ -37,18 +40,29 @@ impl World {
         BufReader::new(out)
             .read_line(&mut line)
             .expect("it says where it is");
+        Arc::new(Self::told(&line, Some(server)))
+    }
+
+    /// A server that was started by somebody else, and said this.
+    pub fn there(line: &str) -> Arc<Self> {
+        Arc::new(Self::told(line, None))
+    }
+
+    fn told(line: &str, server: Option<Child>) -> Self {
         let words: Vec<&str> = line.split_whitespace().collect();
         let port = |n: usize| words[n].parse().expect("a port");
-        let hex = words[3].as_bytes().chunks(2);
+        let hex = words[4].as_bytes().chunks(2);
         let bytes = hex.map(|pair| {
             u8::from_str_radix(std::str::from_utf8(pair).expect("hex"), 16).expect("hex")
         });
-        Arc::new(Self {
-            ports: [port(0), port(1)],
-            control: port(2),
+        Self {
+            line: line.to_owned(),
+            address: words[0].parse().expect("an address"),
+            ports: [port(1), port(2)],
+            control: port(3),
             certificate: bytes.collect::<Vec<u8>>().into(),
             _server: server,
-        })
+        }
     }
 
     pub fn port(&self, few_streams: bool) -> u16 {
@@ -72,7 +86,7 @@ impl World {
     /// Connections accepted and handshakes completed so far.
     pub fn counts(&self) -> [usize; 2] {
         let mut text = String::new();
-        TcpStream::connect(("127.0.0.1", self.control))
+        TcpStream::connect((self.address, self.control))
             .and_then(|mut tcp| tcp.read_to_string(&mut text))
             .expect("the server is there");
         let mut words = text.split(' ').map(|n| n.parse().expect("a number"));
