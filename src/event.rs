@@ -482,6 +482,11 @@ impl RequestRecorder {
         self.how.is_some_and(ConnectionUse::is_reused)
     }
 
+    /// Somebody is told of progress.
+    pub(crate) fn has_listener(&self) -> bool {
+        self.listener.is_some()
+    }
+
     /// When the attempt began.
     pub(crate) fn attempt_start(&self) -> Instant {
         self.timing.attempt_start.unwrap_or(self.timing.start)

@@ -34,6 +34,14 @@ pub(super) enum Source {
     StreamTunnel(RecvBody<H2Lease>),
 }
 
+/// How long a body is.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Length {
+    Known(Option<u64>),
+    /// The head says it, or nobody: seldom does somebody ask.
+    InHead,
+}
+
 /// One call.
 pub(super) struct Call {
     pub(super) recorder: RequestRecorder,
@@ -43,8 +51,7 @@ pub(super) struct Call {
     pub(super) version: Version,
     pub(super) headers: HeaderMap,
     pub(super) source: Source,
-    /// What is still to come of the body, if its framing tells it.
-    pub(super) length: Option<u64>,
+    pub(super) length: Length,
     pub(super) url: ResponseUrl,
     /// The most that is collected.
     pub(super) max_body_bytes: usize,
@@ -66,7 +73,7 @@ impl Call {
             version: Version::HTTP_11,
             headers: HeaderMap::new(),
             source: Source::Ended,
-            length: None,
+            length: Length::Known(None),
             url: ResponseUrl::new(origin),
             max_body_bytes,
             total: None,
@@ -81,7 +88,15 @@ impl Call {
     pub(super) fn forget_answer(&mut self) {
         self.source = Source::Ended;
         self.headers.clear();
-        self.length = None;
+        self.length = Length::Known(None);
+    }
+
+    /// How long the body is, if that is known.
+    pub(super) fn length(&self) -> Option<u64> {
+        match self.length {
+            Length::Known(length) => length,
+            Length::InHead => content_length(&self.headers),
+        }
     }
 
     pub(super) fn connection(&self) -> &ConnectionInfo {

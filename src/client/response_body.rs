@@ -16,7 +16,7 @@ use crate::metrics::StepMetrics;
 use crate::sync::lock;
 use crate::timing::{ConnectionUse, RequestTiming, millis};
 
-use super::call::{Call, Source};
+use super::call::{Call, Length, Source};
 use super::upgraded::Upgraded;
 
 /// The body of a response, as a stream of frames. It has the connection (or the stream) to itself
@@ -42,7 +42,7 @@ impl ResponseBody {
     /// Of a call whose response head has arrived.
     pub(super) fn new(mut call: Box<Call>) -> Self {
         if call.source_is_end() {
-            call.length = Some(0);
+            call.length = Length::Known(Some(0));
             call.finish();
         }
         Self { call }
@@ -50,6 +50,7 @@ impl ResponseBody {
 
     /// With its head.
     pub(super) fn into_http(mut self) -> http::Response<Self> {
+        self.call.length = Length::Known(self.call.length());
         let headers = std::mem::take(&mut self.call.headers);
         let (status, version) = (self.call.status, self.call.version);
         let mut response = http::Response::new(self);
@@ -154,9 +155,9 @@ impl HttpBody for ResponseBody {
                 if let Some(data) = frame.data_ref() {
                     let n = data.len() as u64;
                     let before = call.recorder.body_received();
-                    let total = call.length.map(|left| before + left);
-                    call.length = call.length.map(|left| left.saturating_sub(n));
                     let bytes = before + n;
+                    let is_told = call.recorder.has_listener();
+                    let total = is_told.then(|| call.length()).flatten();
                     let event = RequestEvent::BodyReceived { bytes, total };
                     call.recorder.emit(event);
                 }
@@ -180,9 +181,10 @@ impl HttpBody for ResponseBody {
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.call
-            .length
-            .map_or_else(SizeHint::default, SizeHint::with_exact)
+        let call = &*self.call;
+        let left = |length: u64| length.saturating_sub(call.recorder.body_received());
+        let left = call.length().map(left);
+        left.map_or_else(SizeHint::default, SizeHint::with_exact)
     }
 }
 

@@ -33,7 +33,7 @@ use crate::pool::{
 };
 use crate::timing::{ConnectionUse, Phase};
 
-use super::call::{Call, Source, content_length};
+use super::call::{Call, Length, Source};
 use super::options::{CallOptions, Timeouts};
 use super::prepare::Prepared;
 use super::response_body::ResponseBody;
@@ -472,7 +472,7 @@ async fn exchange(
             call.status = head.status;
             call.version = head.version;
             call.headers = head.headers;
-            call.length = head.length;
+            call.length = Length::Known(head.length);
             call.source = if head.is_tunnel {
                 Source::Tunnel(lease)
             } else {
@@ -497,7 +497,11 @@ async fn exchange(
             let head = exchange.into_response(head);
             call.status = head.status;
             call.version = http::Version::HTTP_2;
-            call.length = content_length(&head.headers).filter(|_| !head.is_tunnel);
+            call.length = if head.is_tunnel {
+                Length::Known(None)
+            } else {
+                Length::InHead
+            };
             call.headers = head.headers;
             call.source = if head.is_tunnel {
                 Source::StreamTunnel(head.body)

@@ -69,10 +69,9 @@ pub(crate) fn head(
     framing: UploadFraming,
     forward: Option<&Forward>,
 ) -> BytesMut {
-    let fields: usize = head
-        .fields()
-        .map(|(name, value)| name.as_str().len() + value.len() + 4)
-        .sum();
+    // A guess that is seldom too small: who sends long fields has grown once.
+    let names = head.headers.len() + head.defaults.map_or(0, HeaderMap::len);
+    let fields = 64 * names;
     let prefix = forward.map_or("", |forward| &forward.prefix);
     let authorization = forward.and_then(|forward| forward.authorization.as_ref());
     let for_proxy = prefix.len() + authorization.map_or(0, |value| value.len() + 24);

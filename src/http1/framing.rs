@@ -110,6 +110,19 @@ fn chunked_is_last(headers: &HeaderMap) -> Coding {
 
 /// A list of equal lengths collapses to one; anything else is unrecoverable (rule 5).
 fn content_length(headers: &HeaderMap) -> Result<Option<u64>, &'static str> {
+    let mut all = headers.get_all(CONTENT_LENGTH).iter();
+    // The usual case: one number.
+    match (all.next(), all.next()) {
+        (None, _) => return Ok(None),
+        (Some(value), None) if (1..=18).contains(&value.len()) => {
+            let digits = value.as_bytes();
+            if digits.iter().all(u8::is_ascii_digit) {
+                let add = |n, digit: &u8| n * 10 + u64::from(digit - b'0');
+                return Ok(Some(digits.iter().fold(0, add)));
+            }
+        }
+        _ => {}
+    }
     let mut length = None;
     for token in tokens(headers, &CONTENT_LENGTH) {
         if token.is_empty() || !token.iter().all(u8::is_ascii_digit) {
