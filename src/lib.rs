@@ -96,6 +96,7 @@
 //! | [`RequestBuilder::send`] after sending began | HTTP/1.1: the connection is closed. HTTP/2: the stream is reset, nobody else notices. At most 190 streams of a connection are reset in 30 seconds, since servers end connections that reset more; the others keep their place until they end |
 //! | [`Response::chunk`] | nothing is lost, the next call goes on |
 //! | [`Response::bytes`], `text`, `json` | what was read so far is lost |
+//! | [`EventStream::next`], `next_item` | nothing is lost, the next call goes on |
 //! | [`Response`], [`ResponseBody`] | HTTP/2: the stream is reset. HTTP/1.1: the rest is read in the background, at most 64 KiB and 50 ms ([`Limits`]), or the connection is closed |
 //! | [`Upgraded`] | HTTP/1.1: the connection is closed. HTTP/2: the stream is reset unless both ways have ended |
 //! | [`ConnectionPool::warm`], [`ConnectionPool::shutdown`] | the waiting ends, the work does not |
@@ -140,6 +141,7 @@ mod event;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzzing;
+mod histogram;
 mod http1;
 mod http2;
 mod http_head;
@@ -148,6 +150,7 @@ mod metrics;
 mod origin;
 mod pool;
 pub mod proxy;
+pub mod sse;
 mod sync;
 pub mod tcp;
 pub mod timing;
@@ -155,8 +158,9 @@ pub mod tls;
 
 pub use body::Body;
 pub use client::{
-    Client, ClientBuilder, ConnectionPool, ConnectionPoolBuilder, RequestBuilder, RequestOptions,
-    Response, ResponseBody, RetryPolicy, Timeouts, TimingHandle, Upgraded,
+    Client, ClientBuilder, ConnectionPool, ConnectionPoolBuilder, EventStream, EventTiming,
+    RequestBuilder, RequestOptions, Response, ResponseBody, RetryPolicy, Timeouts, TimingHandle,
+    Upgraded,
 };
 pub use close_reason::CloseReason;
 pub use connection::{
@@ -164,6 +168,7 @@ pub use connection::{
 };
 pub use error::{Error, ErrorKind, ReplaySafety};
 pub use event::{EventListener, Progress};
+pub use histogram::DurationHistogram;
 pub use http2::Http2Options;
 pub use io::PeerAddr;
 pub use metrics::{ConnectionPoolStats, StepMetrics};

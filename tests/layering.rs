@@ -34,6 +34,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "event",
             "io",
             "http_head",
+            "histogram",
             "clock",
             "metrics",
             "sync",

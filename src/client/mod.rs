@@ -8,6 +8,7 @@ mod builder;
 mod call;
 mod client_core;
 mod connection_pool;
+mod events;
 mod options;
 mod prepare;
 mod provider_client;
@@ -21,6 +22,7 @@ mod upgraded;
 
 pub use builder::ClientBuilder;
 pub use connection_pool::{ConnectionPool, ConnectionPoolBuilder};
+pub use events::{EventStream, EventTiming};
 pub use options::{RequestOptions, RetryPolicy, Timeouts};
 pub use provider_client::Client;
 pub use request::RequestBuilder;

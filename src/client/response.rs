@@ -15,6 +15,7 @@ use crate::metrics::StepMetrics;
 use crate::timing::{ConnectionUse, RequestTiming};
 
 use super::call::content_length;
+use super::events::EventStream;
 use super::response_body::{ResponseBody, TimingHandle};
 use super::upgraded::Upgraded;
 
@@ -155,6 +156,19 @@ impl Response {
         Ok(all.freeze())
     }
 
+    fn check_encoding(&self) -> Result<(), Error> {
+        let Some(encoding) = self.headers().get(http::header::CONTENT_ENCODING) else {
+            return Ok(());
+        };
+        if encoding == "identity" {
+            return Ok(());
+        }
+        let name = crate::error::escape_peer_text(encoding.as_bytes());
+        let message = format!("the body has content-encoding {name}, which is not decoded here");
+        let error = Error::new(ErrorKind::Decode, message);
+        Err(self.body.call.describe(error))
+    }
+
     fn check_size(&self, size: usize) -> Result<(), Error> {
         if size <= self.body.call.max_body_bytes {
             return Ok(());
@@ -185,17 +199,7 @@ impl Response {
     /// crate does not decode; and as [`bytes`](Self::bytes).
     #[cfg(feature = "json")]
     pub async fn json<T: serde::de::DeserializeOwned>(&mut self) -> Result<T, Error> {
-        if let Some(encoding) = self.body.call.headers.get(http::header::CONTENT_ENCODING)
-            && encoding != "identity"
-        {
-            let name = crate::error::escape_peer_text(encoding.as_bytes());
-            let message =
-                format!("the body has content-encoding {name}, which is not decoded here");
-            return Err(self
-                .body
-                .call
-                .describe(Error::new(ErrorKind::Decode, message)));
-        }
+        self.check_encoding()?;
         let bytes = self.bytes().await?;
         serde_json::from_slice(&bytes).map_err(|e| {
             use crate::error::{escape_peer_text, mask_keys};
@@ -212,6 +216,35 @@ impl Response {
             let error = Error::new(ErrorKind::Decode, message).with_source(cause);
             self.body.call.describe(error)
         })
+    }
+
+    /// The body as Server-Sent Events.
+    ///
+    /// # Errors
+    /// Decode: the response is no event stream by its `content-type`, as when a server answers with an error; or it
+    /// has a `content-encoding`, which is not decoded here. [`EventStream::new`] does not ask.
+    pub fn events(self) -> Result<EventStream, Error> {
+        self.check_encoding()?;
+        let content_type = self.headers().get(http::header::CONTENT_TYPE);
+        let content_type = content_type.map_or(&b""[..], http::HeaderValue::as_bytes);
+        let essence = content_type.split(|b| *b == b';').next();
+        let is_events = essence.is_some_and(|essence| {
+            essence
+                .trim_ascii()
+                .eq_ignore_ascii_case(b"text/event-stream")
+        });
+        if is_events {
+            return Ok(EventStream::new(self.body));
+        }
+        let message = format!(
+            "the response is no event stream: its status is {}, its content-type `{}`",
+            self.status(),
+            crate::error::escape_peer_text(content_type)
+        );
+        Err(self
+            .body
+            .call
+            .describe(Error::new(ErrorKind::Decode, message)))
     }
 
     /// The body alone.
