@@ -339,8 +339,11 @@ impl Home for Host {
             let at = books.live.iter().position(|live| live.id == info.id());
             books.state.open -= 1;
             books.state.last_used = now();
-            at.map(|at| books.live.swap_remove(at))
-                .map(|live| (live, books.live.is_empty()))
+            let gone = at.map(|at| books.live.swap_remove(at));
+            if books.state.open == 0 {
+                books.give_room_back();
+            }
+            gone.map(|live| (live, books.live.is_empty()))
         };
         if gone.is_some_and(|(_, was_last)| was_last) {
             self.tell_populated();

@@ -92,6 +92,12 @@ pub(super) struct Books {
 }
 
 impl Books {
+    /// An origin without connections keeps no room for them.
+    pub(super) fn give_room_back(&mut self) {
+        self.live.shrink_to_fit();
+        self.state.give_room_back();
+    }
+
     /// The largest that anybody wants.
     pub(super) fn minimum(&self) -> Minimum {
         let wanted = self.minimums.iter().filter_map(Weak::upgrade);

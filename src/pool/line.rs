@@ -49,6 +49,11 @@ impl<W> Line<W> {
         self.len == 0
     }
 
+    /// Gives back the room that is not in use.
+    pub(crate) fn give_room_back(&mut self) {
+        self.places.shrink_to_fit();
+    }
+
     pub(crate) fn push(&mut self, waiter: W) -> Ticket {
         let ticket = self.next;
         self.next += 1;

@@ -202,6 +202,15 @@ impl<I, S: Multiplexed + Clone, W, D> HostState<I, S, W, D> {
         }
     }
 
+    /// Gives back the room that is not in use.
+    pub(crate) fn give_room_back(&mut self) {
+        self.idle.shrink_to_fit();
+        self.shared.shrink_to_fit();
+        self.settling.shrink_to_fit();
+        self.dials.shrink_to_fit();
+        self.line.give_room_back();
+    }
+
     /// Keeps an idle connection; the stack is in the order in which they became idle.
     pub(crate) fn put_idle(&mut self, idle: Idle<I>) {
         let at = self.idle.partition_point(|other| other.since <= idle.since);
