@@ -5,7 +5,7 @@
 //! with mutated seeds.
 // layering: the door of the fuzz targets to every reader of bytes, whatever its layer.
 
-use crate::{client, dns, http_head, http1, http2, origin, pool};
+use crate::{client, dns, http_head, http1, http2, origin, pool, sse};
 
 /// The head of an HTTP/1 response; the first two bytes are where it is split.
 pub fn h1_head(data: &[u8]) {
@@ -68,6 +68,13 @@ pub fn origin(data: &[u8]) {
     origin::check_round_trip(text);
 }
 
+/// A stream of events; the first two bytes are the sizes of the pieces that it arrives in.
+pub fn sse_decoder(data: &[u8]) {
+    if let Some((pieces, input)) = data.split_first_chunk::<2>() {
+        sse::check_splits(input, &pieces.map(|n| usize::from(n) + 1));
+    }
+}
+
 /// A big-endian position, taken modulo the length of what follows, so that every input has one.
 fn split_position(data: &[u8]) -> Option<(usize, &[u8])> {
     let (position, input) = data.split_first_chunk::<2>()?;
@@ -90,7 +97,7 @@ mod tests {
     type Target = fn(&[u8]);
 
     /// Every target with the bytes that its format is made of.
-    const TARGETS: [(&str, Target, &[u8]); 10] = [
+    const TARGETS: [(&str, Target, &[u8]); 11] = [
         ("h1_head", h1_head, b"HTTP/1.10 2\r\n\t:aZ-\0;=\x80"),
         (
             "h1_chunked",
@@ -135,6 +142,11 @@ mod tests {
             &[
                 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 28, 64, 80, 128, 200,
             ],
+        ),
+        (
+            "sse_decoder",
+            sse_decoder,
+            b"\0\x01data:eventidry x7\n\r\xef\xbb\xbf\xc3\xa4",
         ),
         ("origin", origin, b"htps:/@[].%?#\\0127xfn-_ABZ\xc3\xbc\t"),
     ];
@@ -276,6 +288,11 @@ mod tests {
     #[test]
     fn h2_connection_holds_over_random_operations() {
         drive("h2_connection");
+    }
+
+    #[test]
+    fn sse_decoder_holds_over_random_streams() {
+        drive("sse_decoder");
     }
 
     #[test]

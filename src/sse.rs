@@ -560,6 +560,7 @@ mod tests {
         fn items_are_those_of_the_rules_however_the_bytes_are_split(
             parts in proptest::collection::vec(
                 proptest::sample::select(vec![
+                    "data: a\n", "data:b\r", "data\n", "event: c\n", "id: d\r\n", "retry: 7\n", ": e\n",
                     "data", "event", "id", "retry", "x", ":", ": ", " ", "\n", "\r", "\r\n", "\n\n", "\u{feff}",
                     "\0", "12", "\u{e4}", "\u{1f600}",
                 ]),

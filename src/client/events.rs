@@ -52,8 +52,14 @@ pub struct EventStream {
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum State {
     Open,
+    /// The last event was there: what ends the body comes next.
+    Ending,
     Ended,
 }
+
+/// For how long the end of a body is waited for behind its last event: it is a moment away, as a rule, and whoever does not
+/// wait for it has to cut the body off, which costs the connection (HTTP/1.1) or a reset (HTTP/2).
+const PATIENCE_AT_THE_END: Duration = Duration::from_millis(50);
 
 /// How the events of a stream have come so far. What came with one read came at one time.
 #[derive(Clone, Debug)]
@@ -114,6 +120,9 @@ impl EventStream {
 
     /// Ends before the event whose data is this, such as `[DONE]` for most chat completions; a body that ends without
     /// it is an error of kind [`Truncated`](ErrorKind::Truncated). Default none: the end of the body is the end.
+    ///
+    /// What follows is thrown away: the end of the body is waited for, up to 50 ms, so that the connection is free for
+    /// others.
     pub fn until(mut self, data: impl Into<String>) -> Self {
         self.last_event = Some(data.into().into());
         self
@@ -160,16 +169,19 @@ impl EventStream {
 
     /// [`next_item`](Self::next_item) for whoever polls.
     pub fn poll_next_item(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Item, Error>>> {
-        if self.state == State::Ended {
-            return Poll::Ready(None);
+        match self.state {
+            State::Open => {}
+            State::Ending => return self.poll_end(cx).map(|()| None),
+            State::Ended => return Poll::Ready(None),
         }
         loop {
             match self.decoder.decode(&mut self.chunk) {
                 Ok(Some(Item::Event(event))) => {
                     self.alarm = None;
                     if self.last_event.as_deref() == Some(event.data.as_str()) {
-                        self.end(cx);
-                        return Poll::Ready(None);
+                        self.state = State::Ending;
+                        self.chunk = Bytes::new();
+                        return self.poll_end(cx).map(|()| None);
                     }
                     self.count();
                     return Poll::Ready(Some(Ok(Item::Event(event))));
@@ -272,15 +284,16 @@ impl EventStream {
         }
     }
 
-    /// The last event was there. What ends the body has come with it, as a rule: the connection is free then.
-    fn end(&mut self, cx: &mut Context<'_>) {
-        self.state = State::Ended;
-        self.chunk = Bytes::new();
-        for _ in 0..4 {
-            if !matches!(self.poll_chunk(cx), Poll::Ready(Some(Ok(_)))) {
-                break;
-            }
+    /// Ready once the body has ended, or has taken too long for that.
+    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let alarm = self
+            .alarm
+            .get_or_insert_with(|| Box::pin(sleep(PATIENCE_AT_THE_END)));
+        if alarm.as_mut().poll(cx).is_pending() {
+            while let Some(Ok(_)) = ready!(self.poll_chunk(cx)) {}
         }
+        self.state = State::Ended;
+        Poll::Ready(())
     }
 
     fn fail(&mut self, error: Error) -> Error {
