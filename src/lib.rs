@@ -159,8 +159,8 @@ pub mod tls;
 pub use body::Body;
 pub use client::{
     Client, ClientBuilder, ConnectionPool, ConnectionPoolBuilder, EventStream, EventTiming,
-    RequestBuilder, RequestOptions, Response, ResponseBody, RetryPolicy, Timeouts, TimingHandle,
-    Upgraded,
+    KeyPlace, Provider, RequestBuilder, RequestOptions, Response, ResponseBody, RetryPolicy,
+    Timeouts, TimingHandle, Upgraded,
 };
 pub use close_reason::CloseReason;
 pub use connection::{

@@ -23,6 +23,7 @@ use super::base_url::BaseUrl;
 use super::client_core::ClientCore;
 use super::options::{CallOptions, RetryPolicy, Timeouts};
 use super::prepare::{DefaultHeaders, mark_all_sensitive};
+use super::provider::KeyPlace;
 use super::provider_client::Client;
 use super::request::{bearer, header};
 use super::send::Route;
@@ -38,6 +39,8 @@ pub struct ClientBuilder {
     registry: Option<(String, Registered)>,
     base_url: String,
     headers: HeaderMap,
+    /// A key that travels in the query.
+    query: Option<(String, String)>,
     connect: ConnectOptions,
     options: CallOptions,
     minimum: Minimum,
@@ -67,6 +70,7 @@ impl ClientBuilder {
             registry,
             base_url,
             headers: HeaderMap::new(),
+            query: None,
             connect,
             options,
             minimum: Minimum::default(),
@@ -111,6 +115,34 @@ impl ClientBuilder {
             Err(error) => self.mistake = self.mistake.or(Some(error)),
         }
         self
+    }
+
+    /// Sends this key with every request, where its provider wants it. The key never shows in logs, errors, Debug or
+    /// [`Response::url`](super::Response::url).
+    pub fn key(mut self, place: &KeyPlace, key: impl AsRef<str>) -> Self {
+        let key = key.as_ref();
+        match place {
+            KeyPlace::Bearer => self.bearer_auth(key),
+            KeyPlace::Header(name) => {
+                let value = HeaderValue::try_from(key);
+                match (HeaderName::try_from(name.as_ref()), value) {
+                    (Ok(name), Ok(mut value)) => {
+                        value.set_sensitive(true);
+                        self.headers.insert(name, value);
+                    }
+                    _ => {
+                        let error =
+                            Error::invalid("the key, or the name of its header, is no header");
+                        self.mistake = self.mistake.or(Some(error));
+                    }
+                }
+                self
+            }
+            KeyPlace::Query(name) => {
+                self.query = Some((name.clone().into_owned(), key.to_owned()));
+                self
+            }
+        }
     }
 
     /// Bounds every call, to the end of its body. For token streams set
@@ -241,6 +273,7 @@ impl ClientBuilder {
             registry,
             base_url,
             headers,
+            query,
             connect,
             options,
             minimum,
@@ -264,7 +297,7 @@ impl ClientBuilder {
                 base,
                 options,
                 counters: Counters::new(),
-                headers: ArcSwap::new(DefaultHeaders::new(headers)),
+                headers: ArcSwap::new(DefaultHeaders::new(headers, query)),
                 targets: Targets::default(),
             }),
         };

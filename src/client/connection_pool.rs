@@ -27,6 +27,7 @@ use crate::tls::TlsOptions;
 use super::builder::{ClientBuilder, Registered};
 use super::options::{CallOptions, RequestOptions, RetryPolicy, Timeouts};
 use super::prepare::{DefaultHeaders, Draft, Prepared};
+use super::provider::Provider;
 use super::provider_client::Client;
 use super::response_body::ResponseBody;
 use super::send::{Route, send};
@@ -87,6 +88,17 @@ impl ConnectionPool {
         )
     }
 
+    /// A client of a provider, registered under its name and with its key, to be configured further.
+    pub fn provider(&self, provider: Provider, key: impl AsRef<str>) -> ClientBuilder {
+        let Provider {
+            name,
+            base_url,
+            key: place,
+            ..
+        } = provider;
+        self.client(name, base_url).key(&place, key)
+    }
+
     /// A client that no name leads to, to be configured.
     pub fn client_builder(&self, base_url: impl Into<String>) -> ClientBuilder {
         self.make_builder(None, base_url.into())
@@ -144,6 +156,7 @@ impl ConnectionPool {
         let draft = Box::new(Draft {
             method: parts.method,
             target,
+            shown_target: None,
             headers: parts.headers,
             options,
         });

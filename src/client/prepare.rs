@@ -1,5 +1,6 @@
 //! A request made ready for the wire: headers of the client merged, framing ours. Pure.
 
+use std::fmt;
 use std::sync::{Arc, LazyLock};
 
 use http::header::{
@@ -12,6 +13,7 @@ use http::{HeaderMap, Method, Uri, Version};
 use crate::error::Error;
 use crate::origin::Origin;
 
+use super::base_url::with_query;
 use super::options::RequestOptions;
 
 const USER_AGENT_VALUE: HeaderValue =
@@ -21,37 +23,49 @@ const IDEMPOTENCY_KEY: &str = "idempotency-key";
 
 /// The header fields that requests have unless they say otherwise: a client's, and those that every request
 /// should have. Looked through once, when they are made.
-#[derive(Debug)]
 pub(crate) struct DefaultHeaders {
     fields: HeaderMap,
     speaks_of_framing: bool,
     names_key: bool,
+    /// A key that travels in the query.
+    query: Option<(String, String)>,
+}
+
+impl fmt::Debug for DefaultHeaders {
+    /// Values that are marked as sensitive hide themselves; a key in the query cannot.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DefaultHeaders")
+            .field("fields", &self.fields)
+            .finish_non_exhaustive()
+    }
 }
 
 impl DefaultHeaders {
-    pub(crate) fn new(mut fields: HeaderMap) -> Arc<Self> {
+    pub(crate) fn new(mut fields: HeaderMap, query: Option<(String, String)>) -> Arc<Self> {
         fields.entry(USER_AGENT).or_insert(USER_AGENT_VALUE);
         fields.entry(ACCEPT).or_insert(ANY);
         Arc::new(Self {
             speaks_of_framing: fields.keys().any(speaks_of_framing),
             names_key: fields.contains_key(IDEMPOTENCY_KEY),
             fields,
+            query,
         })
     }
 
     /// Those of a request without a client.
     pub(crate) fn none() -> Arc<Self> {
         static NONE: LazyLock<Arc<DefaultHeaders>> =
-            LazyLock::new(|| DefaultHeaders::new(HeaderMap::new()));
+            LazyLock::new(|| DefaultHeaders::new(HeaderMap::new(), None));
         NONE.clone()
     }
 }
 
 /// A request as its caller makes it. Boxed by whoever begins it, since it goes through several hands.
-#[derive(Debug)]
 pub(crate) struct Draft {
     pub(crate) method: Method,
     pub(crate) target: PathAndQuery,
+    /// What is shown of the target, if not all of it.
+    pub(crate) shown_target: Option<PathAndQuery>,
     /// The request's own.
     pub(crate) headers: HeaderMap,
     pub(crate) options: RequestOptions,
@@ -62,9 +76,20 @@ impl Draft {
         Self {
             method,
             target,
+            shown_target: None,
             headers: HeaderMap::new(),
             options: RequestOptions::default(),
         }
+    }
+}
+
+impl fmt::Debug for Draft {
+    /// Without its target, which may hold a key.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Draft")
+            .field("method", &self.method)
+            .field("headers", &self.headers)
+            .finish_non_exhaustive()
     }
 }
 
@@ -94,6 +119,10 @@ impl Prepared {
         origin: &Origin,
         body_length: Option<u64>,
     ) -> Result<Self, Error> {
+        if let Some(key) = &defaults.query {
+            let target = with_query(&draft.target, std::slice::from_ref(key))?;
+            draft.shown_target = Some(std::mem::replace(&mut draft.target, target));
+        }
         let protocol = draft.options.extended_connect.as_deref();
         check_connect(&draft.method, protocol, body_length)?;
         // RFC 9112 §3.2 and RFC 3986 know visible ASCII alone; `http` lets more through.
@@ -349,7 +378,7 @@ mod tests {
         draft: Box<Draft>,
         length: Option<u64>,
     ) -> Result<Prepared, Error> {
-        let defaults = DefaultHeaders::new(map(defaults));
+        let defaults = DefaultHeaders::new(map(defaults), None);
         let origin = Origin::parse("https://h.test").unwrap();
         Prepared::new(draft, defaults, &origin, length)
     }

@@ -399,7 +399,8 @@ pub(crate) async fn send(
                 let moved = traffic.totals();
                 return match result {
                     Ok(()) => {
-                        let target = request.draft.target;
+                        let draft = request.draft;
+                        let target = draft.shown_target.unwrap_or(draft.target);
                         Ok(sending.respond(target, timeouts, until, moved))
                     }
                     Err(error) => {
