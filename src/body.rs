@@ -63,6 +63,17 @@ impl Body {
         }
     }
 
+    /// A second one, for whoever sends the request again; `None` if it can be produced only once.
+    pub fn try_clone(&self) -> Option<Self> {
+        match &self.kind {
+            Kind::Bytes(bytes) => Some(Self::from(bytes.clone())),
+            Kind::Factory(make) => Some(Self {
+                kind: Kind::Factory(make.clone()),
+            }),
+            Kind::Stream { .. } => None,
+        }
+    }
+
     /// The bytes, if the whole body is known.
     pub fn as_bytes(&self) -> Option<&Bytes> {
         match &self.kind {
@@ -157,6 +168,36 @@ pub(crate) fn forbidden_trailer(trailers: &HeaderMap) -> Option<Error> {
         ErrorKind::Body,
         format!("header {name} cannot stand in trailers (RFC 9110 §6.5.1)"),
     ))
+}
+
+/// So that layers which pass requests on, or make them anew, know it as a body.
+impl HttpBody for Body {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        self.poll_next(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.kind {
+            Kind::Bytes(bytes) => bytes.is_empty(),
+            Kind::Stream { body, .. } => body.is_end_stream(),
+            Kind::Factory(_) => false,
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.kind {
+            Kind::Stream { body, .. } => body.size_hint(),
+            _ => self
+                .exact_len()
+                .map_or_else(SizeHint::default, SizeHint::with_exact),
+        }
+    }
 }
 
 impl Default for Body {

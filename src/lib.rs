@@ -119,6 +119,7 @@
 //! | `ring` | | TLS by ring |
 //! | `hickory` | yes | DNS on the wire; without it names go through `getaddrinfo` |
 //! | `json` | yes | [`RequestBuilder`]`::json` and [`Response`]`::json` |
+//! | `tower` | | `tower_service::Service` for [`ConnectionPool`] and [`Client`] |
 //! | `platform-verifier` | | [`tls::TlsOptions`]`::platform_verifier`: the operating system decides whom to trust |
 //!
 //! Linux is supported and tested. macOS and Windows compile by `cfg` in [`tcp`] and are untested.
@@ -157,6 +158,8 @@ pub mod timing;
 pub mod tls;
 
 pub use body::Body;
+#[cfg(feature = "tower")]
+pub use client::ServiceFuture;
 pub use client::{
     Client, ClientBuilder, ConnectionPool, ConnectionPoolBuilder, EventStream, EventTiming,
     KeyPlace, Provider, RequestBuilder, RequestOptions, Response, ResponseBody, RetryPolicy,

@@ -26,6 +26,7 @@ const EVERYWHERE: &[&str] = &[
     "http",
     "http_body",
     "bytes",
+    "tower_service",
     "serde",
 ];
 

@@ -19,6 +19,8 @@ mod response_body;
 mod retry;
 mod send;
 mod targets;
+#[cfg(feature = "tower")]
+mod tower;
 mod upgraded;
 
 pub use builder::ClientBuilder;
@@ -32,4 +34,6 @@ pub use response::Response;
 pub use response_body::{ResponseBody, TimingHandle};
 #[cfg(any(test, fuzzing))]
 pub(crate) use retry::check_verdicts;
+#[cfg(feature = "tower")]
+pub use tower::ServiceFuture;
 pub use upgraded::Upgraded;
