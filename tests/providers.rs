@@ -1,209 +1,256 @@
-//! The presets of providers, against a server that plays them: their names lead to loopback, and its certificate is for them.
+//! The presets of providers, against servers that play them.
 
 mod common;
 mod support;
 
 use std::time::Duration;
 
-use bytes::Bytes;
-use firstbyte::tls::TlsOptions;
-use firstbyte::{ConnectionPool, ErrorKind, KeyPlace, Provider};
-use http::Request;
-use support::pki::Pki;
-use support::server::{Reply, Server};
+use firstbyte::{ConnectionPool, ErrorKind, EventStream, KeyPlace, Protocols, Provider};
+use support::providers::{KEY, Role, Stage};
 
-const KEY: &str = "sk-TOPSECRET0123456789abcdef";
-const NAMES: [&str; 4] = [
-    "api.deepseek.com",
-    "generativelanguage.googleapis.com",
-    "api.groq.com",
-    "codestral.mistral.ai",
-];
-const PRESETS: [Provider; 4] = [
-    Provider::DEEPSEEK,
-    Provider::GEMINI,
-    Provider::GROQ,
-    Provider::CODESTRAL,
-];
-
-fn events(texts: &[&'static str]) -> Reply {
-    let chunks = texts.iter().map(|text| Bytes::from_static(text.as_bytes()));
-    Reply::status(200)
-        .header("content-type", "text/event-stream")
-        .chunks(chunks.collect(), Duration::from_millis(1))
-}
-
-/// In the shapes that the providers document. The key is looked at as each of them does.
-fn play(request: Request<Bytes>) -> Reply {
-    let (request, body) = request.into_parts();
-    let header = |name: &str| request.headers.get(name).and_then(|v| v.to_str().ok());
-    let is_gemini = request.uri.path().contains("/models/");
-    let bearer = format!("Bearer {KEY}");
-    let has_key = if is_gemini {
-        let in_query = request.uri.query().unwrap_or_default().contains(KEY);
-        header("x-goog-api-key") == Some(KEY) || in_query
-    } else {
-        header("authorization") == Some(&bearer)
-    };
-    if !has_key {
-        return Reply::status(401)
-            .header("content-type", "application/json")
-            .body(r#"{"error":{"message":"no key"}}"#);
-    }
-    let wants_events = request.uri.query().unwrap_or_default().contains("alt=sse")
-        || body.windows(13).any(|window| window == b"\"stream\":true");
-    match (is_gemini, wants_events) {
-        (true, true) => events(&[
-            "data: {\"candidates\":[{\"content\":{\"parts\":[{\"text\":\"Hel\"}]}}]}\r\n\r\n",
-            "data: {\"candidates\":[{\"content\":{\"parts\":[{\"text\":\"lo\"}]}}]}\r\n\r\n",
-        ]),
-        (true, false) => {
-            Reply::ok().body(r#"{"candidates":[{"content":{"parts":[{"text":"Hello"}]}}]}"#)
-        }
-        (false, true) => events(&[
-            ": keep-alive\n\n",
-            "data: {\"choices\":[{\"delta\":{\"content\":\"Hel\"}}]}\n\n",
-            "data: {\"choices\":[{\"delta\":{\"content\":\"lo\"}}]}\n\ndata: [DONE]\n\n",
-        ]),
-        // What keeps the connection alive before the answer.
-        (false, false) => {
-            Reply::ok().body("\n\n\n{\"choices\":[{\"message\":{\"content\":\"Hello\"}}]}")
-        }
+async fn stream(pool: &ConnectionPool, role: &Role, model: &str) -> EventStream {
+    let provider = &role.provider;
+    let client = pool.get_client(&provider.name).expect("registered");
+    let request = client.post(provider.chat_events_path(model));
+    let answer = request.body(role.question(model, true)).send().await;
+    let events = answer.expect("an answer").events().expect("events");
+    match &provider.last_event {
+        Some(last) => events.until(last.clone()),
+        None => events,
     }
 }
 
-struct Stage {
-    server: Server,
-    pool: ConnectionPool,
-}
-
-impl Stage {
-    async fn set() -> Self {
-        let pki = Pki::new();
-        let server = Server::builder()
-            .tls(&pki, &NAMES)
-            .handler(play)
-            .start()
-            .await;
-        let mut pool = ConnectionPool::builder().tls(
-            TlsOptions::new()
-                .builtin_roots(false)
-                .add_root(pki.ca_der()),
-        );
-        for name in NAMES {
-            pool = pool.resolve_to(name, [[127, 0, 0, 1].into()]);
-        }
-        Self {
-            server,
-            pool: pool.build().unwrap(),
-        }
-    }
-
-    /// The same, at the server's port.
-    fn here(&self, provider: &Provider) -> Provider {
-        let base = &provider.base_url["https://".len()..];
-        let (host, path) = base.split_once('/').unwrap_or((base, ""));
-        Provider {
-            base_url: format!("https://{host}:{}/{path}", self.server.port()).into(),
-            ..provider.clone()
-        }
+/// All clients registered under their providers' names.
+fn register(pool: &ConnectionPool, stage: &Stage) {
+    for role in &stage.roles {
+        pool.provider(role.provider.clone(), KEY).build().unwrap();
     }
 }
 
 #[tokio::test]
 async fn presets_ask_where_and_as_their_providers_want_it() {
     let stage = Stage::set().await;
-    for preset in PRESETS {
-        let provider = stage.here(&preset);
-        let client = stage.pool.provider(provider.clone(), KEY).build().unwrap();
-        let found = stage.pool.get_client(&preset.name).is_some();
-        assert!(found, "registered under its name");
-        let path = provider.chat_path("some-model");
-        let mut answer = client.post(path).body("{}").send().await.unwrap();
-        assert_eq!(answer.status(), 200, "{}", preset.name);
-        let json: serde_json::Value = answer.json().await.unwrap();
+    let pool = stage.pool().build().unwrap();
+    register(&pool, &stage);
+    for (name, chat, chat_events) in [
+        ("deepseek", "/chat/completions", "/chat/completions"),
+        (
+            "gemini",
+            "/v1beta/models/some-model:generateContent",
+            "/v1beta/models/some-model:streamGenerateContent?alt=sse",
+        ),
+        (
+            "groq",
+            "/openai/v1/chat/completions",
+            "/openai/v1/chat/completions",
+        ),
+        ("codestral", "/v1/chat/completions", "/v1/chat/completions"),
+    ] {
+        let role = stage.role(name);
+        let client = pool.get_client(name).unwrap();
+        let request = client.post(role.provider.chat_path("some-model"));
+        let request = request.body(role.question("some-model", false));
+        let mut answer = request.send().await.unwrap();
+        assert_eq!(answer.status(), 200, "{name}");
+        let json: serde_json::Value = answer
+            .json()
+            .await
+            .expect("empty lines before it are no fault");
         assert!(json.to_string().contains("Hello"), "{json}");
 
-        let path = provider.chat_events_path("some-model");
-        let request = client.post(path).body(r#"{"stream":true}"#);
-        let answer = request.send().await.unwrap();
-        let mut stream = answer.events().unwrap();
-        if let Some(last) = &provider.last_event {
-            stream = stream.until(last.clone());
-        }
+        let mut events = stream(&pool, role, "some-model").await;
         let mut all = String::new();
-        while let Some(event) = stream.next().await {
+        while let Some(event) = events.next().await {
             all.push_str(&event.unwrap().data);
         }
         assert!(all.contains("Hel") && all.contains("lo"), "{all}");
-        assert_eq!(stream.timing().events, 2);
-        assert_eq!(stream.timing().comments > 0, provider.last_event.is_some());
+        let timing = events.timing();
+        assert_eq!((timing.events, timing.comments), (2, 1), "{name}");
+        let seen = role.server.seen();
+        let path_of = |n: usize| seen[n].uri.path_and_query().unwrap().as_str();
+        assert_eq!((path_of(0), path_of(1)), (chat, chat_events));
+        assert_eq!(role.server.counts().connections_accepted, 1);
     }
-    let paths: Vec<_> = stage
-        .server
-        .seen()
-        .iter()
-        .map(|s| s.uri.to_string())
-        .collect();
-    for expected in [
-        "/chat/completions",
-        "/v1beta/models/some-model:generateContent",
-        "/v1beta/models/some-model:streamGenerateContent?alt=sse",
-        "/openai/v1/chat/completions",
-        "/v1/chat/completions",
-    ] {
-        assert!(
-            paths.iter().any(|path| path.ends_with(expected)),
-            "{paths:?}"
-        );
+}
+
+#[tokio::test]
+async fn slow_first_token_is_told_from_a_slow_head() {
+    let stage = Stage::set().await;
+    let pool = stage.pool().build().unwrap();
+    register(&pool, &stage);
+    for role in &stage.roles {
+        let mut events = stream(&pool, role, "slow").await;
+        while let Some(event) = events.next().await {
+            event.unwrap();
+        }
+        let first = events.timing().first_event.unwrap();
+        assert!(first >= Duration::from_millis(200), "{first:?}");
+        let head = events.body().timing().time_to_first_byte().unwrap();
+        assert!(head < first, "{head:?}");
+        assert_eq!(events.timing().gaps.count(), 1);
     }
+}
+
+#[tokio::test]
+async fn error_in_the_middle_is_an_event_and_a_missing_end_an_error() {
+    let stage = Stage::set().await;
+    let pool = stage.pool().build().unwrap();
+    register(&pool, &stage);
+    for role in &stage.roles {
+        let mut events = stream(&pool, role, "broken").await;
+        assert!(events.next().await.unwrap().is_ok());
+        let error = events.next().await.unwrap().unwrap();
+        assert!(error.data.contains("overloaded"), "{error:?}");
+        let end = events.next().await.map(|end| end.unwrap_err().kind());
+        let expected = role
+            .provider
+            .last_event
+            .is_some()
+            .then_some(ErrorKind::Truncated);
+        assert_eq!(end, expected, "{}", role.provider.name);
+    }
+}
+
+#[tokio::test]
+async fn too_many_requests_are_the_callers_to_handle() {
+    let stage = Stage::set().await;
+    let pool = stage.pool().build().unwrap();
+    register(&pool, &stage);
+    for role in &stage.roles {
+        let client = pool.get_client(&role.provider.name).unwrap();
+        let request = client.post(role.provider.chat_events_path("busy"));
+        let answer = request
+            .body(role.question("busy", true))
+            .send()
+            .await
+            .unwrap();
+        assert_eq!(answer.status(), 429);
+        assert_eq!(answer.headers()["retry-after"], "7");
+        let error = answer.events().unwrap_err();
+        assert!(error.to_string().contains("429"), "{error}");
+        assert_eq!(role.server.counts().requests, 1, "nobody asked again");
+    }
+}
+
+#[tokio::test]
+async fn server_that_goes_away_lets_its_streams_end() {
+    let stage = Stage::set().await;
+    let pool = stage.pool().build().unwrap();
+    register(&pool, &stage);
+    let role = stage.role("groq");
+    let mut events = stream(&pool, role, "slow").await;
+    // GOAWAY in the middle of the events.
+    role.server.shutdown_connections();
+    let mut count = 0;
+    while let Some(event) = events.next().await {
+        event.expect("what was begun is finished");
+        count += 1;
+    }
+    assert_eq!(count, 2);
+    let mut next = stream(&pool, role, "m").await;
+    assert!(
+        next.next().await.unwrap().is_ok(),
+        "over another connection"
+    );
+    assert_eq!(role.server.counts().connections_accepted, 2);
+}
+
+/// A workflow of 200 calls, 50 to each provider, and the same with a new connection for each call.
+#[tokio::test]
+async fn workflow_pays_dns_and_tls_once_for_each_provider() {
+    const CALLS: usize = 50;
+    let workflow = async |keeps_connections: bool| {
+        let stage = Stage::set().await;
+        let pool = stage.pool().build().unwrap();
+        register(&pool, &stage);
+        let mut overhead = 0.0;
+        for call in 0..CALLS {
+            for role in &stage.roles {
+                if call % 2 == 0 {
+                    let mut events = stream(&pool, role, "m").await;
+                    while let Some(event) = events.next().await {
+                        event.unwrap();
+                    }
+                    overhead += events.body().metrics().network_overhead_ms;
+                } else {
+                    let client = pool.get_client(&role.provider.name).unwrap();
+                    let request = client.post(role.provider.chat_path("m"));
+                    let request = request.body(role.question("m", false));
+                    let mut answer = request.send().await.unwrap();
+                    answer.bytes().await.unwrap();
+                    overhead += answer.metrics().network_overhead_ms;
+                }
+            }
+            if !keeps_connections {
+                pool.close_idle();
+            }
+        }
+        (stage, pool.stats(), overhead)
+    };
+    let (stage, kept, with) = workflow(true).await;
+    for role in &stage.roles {
+        let counts = role.server.counts();
+        assert_eq!((counts.connections_accepted, counts.tls_full), (1, 1));
+    }
+    // Both families of each name, once.
+    assert_eq!(stage.dns.total_queries(), 2 * stage.roles.len());
+    assert!(
+        kept.connection_reuse_rate > 80.0,
+        "{}",
+        kept.connection_reuse_rate
+    );
+    let (_stage, renewed, without) = workflow(false).await;
+    println!(
+        "network overhead of {} calls: {with:.1} ms with {} connections, {without:.1} ms with {}; reused {:.1} % and {:.1} %",
+        kept.total_requests,
+        kept.connections_created,
+        renewed.connections_created,
+        kept.connection_reuse_rate,
+        renewed.connection_reuse_rate,
+    );
+    assert!(with < 0.7 * without, "{with} of {without}");
+    assert!(kept.network_overhead_reduction_ms > 0.3 * without);
 }
 
 #[tokio::test]
 async fn key_in_the_query_reaches_the_server_and_nobody_else() {
     let stage = Stage::set().await;
+    let pool = stage.pool().build().unwrap();
+    let role = stage.role("gemini");
     let provider = Provider {
         key: KeyPlace::Query("key".into()),
-        ..stage.here(&Provider::GEMINI)
+        ..role.provider.clone()
     };
-    let builder = stage.pool.provider(provider.clone(), KEY);
-    assert!(!format!("{builder:?}").contains(KEY));
-    let client = builder.build().unwrap();
-    let path = provider.chat_events_path("m");
-    let response = client
-        .post(path)
-        .query([("x", "1")])
-        .body("{}")
-        .send()
-        .await
-        .unwrap();
-    assert_eq!(response.status(), 200);
-    let shown = response.url().to_owned();
-    assert!(
-        shown.ends_with(":streamGenerateContent?alt=sse&x=1"),
-        "{shown}"
-    );
-    assert!(!format!("{client:?} {response:?} {:?}", stage.pool).contains(KEY));
-    let seen = stage.server.seen().last().unwrap().uri.to_string();
-    assert!(seen.ends_with(&format!("?alt=sse&x=1&key={KEY}")), "{seen}");
+    for protocols in [Protocols::Http1, Protocols::Http2] {
+        let builder = pool.provider(provider.clone(), KEY).protocols(protocols);
+        assert!(!format!("{builder:?}").contains(KEY));
+        let client = builder.replace().unwrap();
+        let request = client
+            .post(provider.chat_events_path("m"))
+            .query([("x", "1")]);
+        let response = request.body("{}").send().await.unwrap();
+        assert_eq!(response.status(), 200);
+        let shown = response.url().to_owned();
+        assert!(
+            shown.ends_with(":streamGenerateContent?alt=sse&x=1"),
+            "{shown}"
+        );
+        assert!(!format!("{client:?} {response:?} {pool:?}").contains(KEY));
+        let seen = role.server.seen().last().unwrap().uri.to_string();
+        assert!(seen.ends_with(&format!("?alt=sse&x=1&key={KEY}")), "{seen}");
 
-    // Another key under the same name replaces it for all who hold the client.
-    let other = stage
-        .pool
-        .provider(provider.clone(), "other")
-        .build()
-        .unwrap();
-    drop(other);
-    let response = client
-        .post("/models/m:generateContent")
-        .body("{}")
-        .send()
-        .await
-        .unwrap();
-    assert_eq!(response.status(), 401);
-    let error = response.error_for_status().unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Status);
-    assert!(!format!("{error:?} {error}").contains("other"));
+        // Another key under the same name replaces it for all who hold the client.
+        let other = pool
+            .provider(provider.clone(), "other")
+            .protocols(protocols);
+        other.build().unwrap();
+        let request = client.post(provider.chat_path("m")).body("{}");
+        let response = request.send().await.unwrap();
+        assert_eq!(response.status(), 401);
+        let error = response.error_for_status().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Status);
+        assert!(!format!("{error:?} {error}").contains("other"));
+    }
 }
 
 #[tokio::test]

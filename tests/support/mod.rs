@@ -8,6 +8,7 @@
 //! | [`h1_peer`] | an HTTP/1 peer scripted byte by byte |
 //! | [`h2_peer`] | an HTTP/2 peer scripted frame by frame |
 //! | [`half_rtt`] | a server that answers early data with its first flight |
+//! | [`providers`] | servers that play DeepSeek, Gemini, Groq and Codestral |
 //! | [`stall`] | peers that never get as far as HTTP |
 //! | [`raw_dns`] | a name server that answers with whatever bytes a test makes |
 //! | [`proxy`] | a proxy: CONNECT, absolute-form, SOCKS5, with TLS or without |
@@ -30,6 +31,7 @@ pub mod half_rtt;
 pub mod peer_io;
 pub mod pki;
 pub mod port;
+pub mod providers;
 pub mod proxy;
 pub mod raw_dns;
 pub mod server;
