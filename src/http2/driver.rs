@@ -21,10 +21,11 @@ use crate::io::Carrier;
 use crate::timing::Phase;
 
 use super::abandoned::{Inbox, Orphans};
+use super::frames::GoAway;
 use super::health::{Advice, Health, Sight};
 use super::ledger::Ledger;
 use super::streams::StreamSlots;
-use super::tap::{GoAway, MAX_LATE_FRAMES, Tap, TapState};
+use super::tap::{MAX_LATE_FRAMES, Tap, TapState};
 
 /// Streams assumed to be allowed until the peer's SETTINGS arrive (RFC 9113 §6.5.2 recommends at
 /// least 100 to servers). h2's own assumption is unlimited, which gets an early burst refused.

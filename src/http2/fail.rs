@@ -5,7 +5,8 @@ use h2::Reason;
 use crate::error::{Error, ErrorKind, ReplaySafety};
 use crate::timing::Phase;
 
-use super::tap::{GoAway, TapState};
+use super::frames::GoAway;
+use super::tap::TapState;
 
 /// The id of the first request on a connection (RFC 9113 §5.1.1).
 const FIRST_STREAM: u32 = 1;

@@ -9,6 +9,7 @@ mod abandoned;
 mod driver;
 mod exchange;
 mod fail;
+mod frames;
 mod health;
 mod hold;
 mod ledger;
@@ -26,13 +27,13 @@ mod upload;
 pub use driver::Http2Options;
 pub(crate) use driver::{Doubter, Driver, Http2, Killer, Patience, Watch, connect};
 pub(crate) use exchange::Outgoing;
+pub(crate) use frames::GoAway;
+#[cfg(any(test, fuzzing))]
+pub(crate) use frames::check_splits as check_tap;
 pub(crate) use receive::RecvBody;
 #[cfg(any(test, fuzzing))]
 pub(crate) use replay::{check_connection, check_reads};
 pub(crate) use streams::{Released, Taken};
-pub(crate) use tap::GoAway;
-#[cfg(any(test, fuzzing))]
-pub(crate) use tap::check_splits as check_tap;
 pub(crate) use tunnel::Tunnel;
 #[cfg(any(test, fuzzing))]
 pub(crate) use unread::check_operations as check_unread;

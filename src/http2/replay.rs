@@ -27,10 +27,11 @@ use crate::sync::lock;
 
 use super::driver::{Http2, Http2Options, Patience, Watch, connect};
 use super::exchange::{Outgoing, ResponseHead};
+use super::frames::{GoAway, without_empty_frames};
 use super::ledger::Ledger;
 use super::receive::RecvBody;
 use super::streams::StreamSlots;
-use super::tap::{GoAway, Tap, without_empty_frames};
+use super::tap::Tap;
 use super::tunnel::Tunnel;
 
 /// Requests of one input.

@@ -12,7 +12,7 @@
 //!
 //! When too much is unread nothing more is read until the connection's task has cut somebody off.
 //!
-//! [`Scanner`] is the pure part.
+//! [`Scanner`] is the pure part, beside the guards here.
 
 use std::io;
 use std::pin::Pin;
@@ -28,287 +28,15 @@ use crate::error::escape_peer_text;
 use crate::io::Carrier;
 use crate::sync::lock;
 
+use super::frames::{
+    ACK, CONTINUATION, DATA, FrameHeader, GoAway, HEADER, HEADERS, RST_STREAM, SETTINGS, Scanner,
+    Seen,
+};
 use super::ledger::{Accounts, Ledger};
 use super::streams::StreamSlots;
 
-const HEADER: usize = 9;
-/// SETTINGS_MAX_FRAME_SIZE as we leave it: h2 refuses a larger frame at its head.
-const MAX_FRAME: u32 = 16_384;
-const DATA: u8 = 0;
-const HEADERS: u8 = 1;
-const RST_STREAM: u8 = 3;
-const SETTINGS: u8 = 4;
-const GOAWAY: u8 = 7;
-const CONTINUATION: u8 = 9;
-const END_STREAM: u8 = 0x1;
-const ACK: u8 = 0x1;
-const PADDED: u8 = 0x8;
-/// SETTINGS_MAX_CONCURRENT_STREAMS (RFC 9113 §6.5.2).
-const MAX_CONCURRENT_STREAMS: u16 = 3;
-
 /// Text of a GOAWAY that is kept.
 const DEBUG_TEXT: usize = 128;
-
-/// A frame header.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct FrameHeader {
-    pub(crate) len: u32,
-    pub(crate) kind: u8,
-    pub(crate) flags: u8,
-    pub(crate) stream: u32,
-}
-
-impl FrameHeader {
-    fn parse(head: &[u8; HEADER]) -> Self {
-        let [l0, l1, l2, kind, flags, s0, s1, s2, s3] = *head;
-        Self {
-            len: u32::from_be_bytes([0, l0, l1, l2]),
-            kind,
-            flags,
-            // The top bit is reserved and ignored.
-            stream: u32::from_be_bytes([s0, s1, s2, s3]) & 0x7fff_ffff,
-        }
-    }
-
-    fn is_empty_data(&self) -> bool {
-        self.kind == DATA && self.len == 0 && self.flags & (END_STREAM | PADDED) == 0
-    }
-
-    fn ends_stream(&self) -> bool {
-        match self.kind {
-            DATA | HEADERS => self.flags & END_STREAM != 0,
-            RST_STREAM => true,
-            _ => false,
-        }
-    }
-}
-
-/// What the scanner saw.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Seen<'a> {
-    Frame(FrameHeader),
-    /// What a DATA frame carries, without its padding; told once that is known.
-    Content {
-        frame: FrameHeader,
-        bytes: u32,
-    },
-    /// An empty DATA frame was taken out.
-    Filtered,
-    /// A SETTINGS frame says how many streams may be open.
-    StreamLimit(u32),
-    GoAway(GoAway),
-    /// A piece of the text behind it.
-    GoAwayText(&'a [u8]),
-}
-
-/// What a GOAWAY frame says (RFC 9113 §6.8).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct GoAway {
-    /// Streams above it were not processed.
-    pub(crate) last_stream: u32,
-    pub(crate) code: u32,
-}
-
-impl GoAway {
-    /// A stream id that means "not decided yet": the peer announces its shutdown.
-    const ALL: u32 = 0x7fff_ffff;
-
-    /// In good order, and not because something went wrong.
-    pub(crate) fn is_graceful(self) -> bool {
-        self.code == 0
-    }
-
-    /// ENHANCE_YOUR_CALM.
-    pub(crate) fn asks_for_calm(self) -> bool {
-        self.code == 0xb
-    }
-
-    /// Requests that the peer took, if it says so.
-    pub(crate) fn requests(self) -> Option<u64> {
-        (self.last_stream != Self::ALL).then(|| u64::from(self.last_stream).div_ceil(2))
-    }
-}
-
-/// The payload of a frame that is read and not only passed on, one item of it at a time.
-#[derive(Debug)]
-struct Item {
-    kind: ItemKind,
-    bytes: [u8; 8],
-    have: usize,
-}
-
-#[derive(Clone, Copy, Debug)]
-enum ItemKind {
-    /// The length of the padding (RFC 9113 §6.1).
-    Padding(FrameHeader),
-    Setting,
-    GoAway,
-    GoAwayText,
-}
-
-impl ItemKind {
-    fn len(self) -> usize {
-        match self {
-            Self::Padding(_) => 1,
-            Self::Setting => 6,
-            Self::GoAway => 8,
-            Self::GoAwayText => 0,
-        }
-    }
-}
-
-impl Item {
-    fn of(header: FrameHeader) -> Option<Self> {
-        let kind = match header.kind {
-            DATA if header.flags & PADDED != 0 && header.len <= MAX_FRAME => {
-                ItemKind::Padding(header)
-            }
-            SETTINGS if header.flags & ACK == 0 => ItemKind::Setting,
-            GOAWAY => ItemKind::GoAway,
-            _ => return None,
-        };
-        Some(Self::new(kind))
-    }
-
-    fn new(kind: ItemKind) -> Self {
-        Self {
-            kind,
-            bytes: [0; 8],
-            have: 0,
-        }
-    }
-
-    /// Takes bytes off the front of `payload` until the item is whole.
-    fn fill(&mut self, payload: &mut &[u8]) -> bool {
-        let len = self.kind.len();
-        let n = payload.len().min(len - self.have);
-        let (head, rest) = payload.split_at(n);
-        self.bytes[self.have..self.have + n].copy_from_slice(head);
-        self.have += n;
-        *payload = rest;
-        self.have == len
-    }
-}
-
-/// Follows frames through a byte stream that arrives in arbitrary pieces. Bytes of a header that
-/// is not whole yet are held back, so that the frame can still be taken out.
-#[derive(Debug, Default)]
-pub(crate) struct Scanner {
-    head: [u8; HEADER],
-    /// Header bytes read.
-    have: usize,
-    payload_left: u32,
-    item: Option<Item>,
-}
-
-impl Scanner {
-    /// Header bytes that are held back.
-    fn held(&self) -> &[u8] {
-        &self.head[..self.have]
-    }
-
-    /// Scans `bytes`, of which the first `held` are those held back before. Compacts what stays
-    /// to the front and returns its length.
-    fn scan(&mut self, bytes: &mut [u8], held: usize, mut seen: impl FnMut(Seen<'_>)) -> usize {
-        let len = bytes.len();
-        let mut read = held;
-        let mut write = held;
-        while read < len {
-            if self.payload_left > 0 {
-                let n = (len - read).min(self.payload_left as usize);
-                self.capture(&bytes[read..read + n], &mut seen);
-                if write != read {
-                    bytes.copy_within(read..read + n, write);
-                }
-                read += n;
-                write += n;
-                self.payload_left -= n as u32;
-                continue;
-            }
-            if self.have == 0
-                && write == read
-                && let Some(whole) = bytes[read..].first_chunk::<HEADER>()
-            {
-                // The usual case: nothing is held back and nothing was taken out.
-                let header = FrameHeader::parse(whole);
-                if !header.is_empty_data() {
-                    read += HEADER;
-                    write += HEADER;
-                    self.begin(header, &mut seen);
-                    continue;
-                }
-            }
-            let n = (len - read).min(HEADER - self.have);
-            self.head[self.have..self.have + n].copy_from_slice(&bytes[read..read + n]);
-            if write != read {
-                bytes.copy_within(read..read + n, write);
-            }
-            self.have += n;
-            read += n;
-            write += n;
-            if self.have < HEADER {
-                break;
-            }
-            let header = FrameHeader::parse(&self.head);
-            self.have = 0;
-            self.begin(header, &mut seen);
-            if header.is_empty_data() {
-                write -= HEADER;
-                seen(Seen::Filtered);
-            }
-        }
-        write - self.held().len()
-    }
-
-    /// The header of a frame is whole.
-    fn begin(&mut self, header: FrameHeader, seen: &mut impl FnMut(Seen<'_>)) {
-        seen(Seen::Frame(header));
-        self.item = Item::of(header);
-        self.payload_left = header.len;
-        let is_content = header.kind == DATA && self.item.is_none();
-        if is_content && !header.is_empty_data() && header.len <= MAX_FRAME {
-            seen(Seen::Content {
-                frame: header,
-                bytes: header.len,
-            });
-        }
-    }
-
-    fn capture(&mut self, mut payload: &[u8], seen: &mut impl FnMut(Seen<'_>)) {
-        while let Some(item) = &mut self.item {
-            if !item.fill(&mut payload) {
-                return;
-            }
-            let [a, b, c, d, e, f, g, h] = item.bytes;
-            match item.kind {
-                ItemKind::Padding(frame) => {
-                    let bytes = frame.len.saturating_sub(1 + u32::from(a));
-                    seen(Seen::Content { frame, bytes });
-                    self.item = None;
-                }
-                ItemKind::Setting => {
-                    if u16::from_be_bytes([a, b]) == MAX_CONCURRENT_STREAMS {
-                        seen(Seen::StreamLimit(u32::from_be_bytes([c, d, e, f])));
-                    }
-                    item.have = 0;
-                }
-                ItemKind::GoAway => {
-                    seen(Seen::GoAway(GoAway {
-                        last_stream: u32::from_be_bytes([a, b, c, d]) & 0x7fff_ffff,
-                        code: u32::from_be_bytes([e, f, g, h]),
-                    }));
-                    *item = Item::new(ItemKind::GoAwayText);
-                }
-                ItemKind::GoAwayText => {
-                    if !payload.is_empty() {
-                        seen(Seen::GoAwayText(payload));
-                    }
-                    return;
-                }
-            }
-        }
-    }
-}
 
 /// Empty DATA frames: as many as come with content or heads, else [`BURST`](Self::BURST) and
 /// [`PER_MILLI`](Self::PER_MILLI) a millisecond. Pure.
@@ -751,50 +479,10 @@ impl<S: Carrier> AsyncWrite for Tap<S> {
     }
 }
 
-/// The property that the fuzz target asserts: what comes out is what went in without the empty
-/// DATA frames, however it was split and whatever room the reader had.
-#[cfg(any(test, fuzzing))]
-pub(crate) fn check_splits(input: &[u8], piece: usize) {
-    let piece = piece.max(1);
-    let mut scanner = Scanner::default();
-    let mut out = Vec::new();
-    let mut seen_frames = 0;
-    for part in input.chunks(piece) {
-        let held = scanner.held().to_vec();
-        let mut bytes = held.clone();
-        bytes.extend_from_slice(part);
-        let kept = scanner.scan(&mut bytes, held.len(), |seen| {
-            seen_frames += usize::from(matches!(seen, Seen::Frame(_)));
-        });
-        out.extend_from_slice(&bytes[..kept]);
-    }
-    out.extend_from_slice(scanner.held());
-    assert_eq!((out, seen_frames), without_empty_frames(input));
-}
-
-/// The same bytes without empty DATA frames, and how many frames there were.
-#[cfg(any(test, fuzzing))]
-pub(super) fn without_empty_frames(input: &[u8]) -> (Vec<u8>, usize) {
-    let mut expected = Vec::new();
-    let mut frames = 0;
-    let mut rest = input;
-    while let Some((head, after)) = rest.split_first_chunk::<HEADER>() {
-        let header = FrameHeader::parse(head);
-        frames += 1;
-        if !header.is_empty_data() {
-            expected.extend_from_slice(head);
-        }
-        let n = (header.len as usize).min(after.len());
-        expected.extend_from_slice(&after[..n]);
-        rest = &after[n..];
-    }
-    expected.extend_from_slice(rest);
-    (expected, frames)
-}
-
 #[cfg(test)]
 mod tests {
-    // layering: uses ledger and streams beside it; io and clock are below.
+    // layering: uses frames, ledger and streams beside it; io and clock are below.
+    use super::super::frames::PADDED;
     use super::*;
 
     fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
@@ -803,44 +491,6 @@ mod tests {
         bytes.extend(stream.to_be_bytes());
         bytes.extend(payload);
         bytes
-    }
-
-    #[test]
-    fn empty_data_frames_are_taken_out_at_every_split() {
-        let bytes = [
-            frame(SETTINGS, 0, 0, &[]),
-            frame(HEADERS, 4, 1, b"abc"),
-            frame(DATA, 0, 1, &[]),
-            frame(DATA, 0, 1, b"data"),
-            frame(DATA, 0, 1, &[]),
-            frame(DATA, 0, 1, &[]),
-            frame(DATA, PADDED, 1, &[]),
-            frame(GOAWAY, 0, 0, &[0, 0, 0, 5, 0, 0, 0, 11, b'd']),
-            frame(DATA, END_STREAM, 1, &[]),
-        ]
-        .concat();
-        for piece in 1..=bytes.len() {
-            check_splits(&bytes, piece);
-        }
-        let mut goaways = Vec::new();
-        let mut text = Vec::new();
-        Scanner::default().scan(&mut bytes.clone(), 0, |seen| match seen {
-            Seen::GoAway(goaway) => goaways.push(goaway),
-            Seen::GoAwayText(piece) => text.extend_from_slice(piece),
-            _ => {}
-        });
-        let goaway = GoAway {
-            last_stream: 5,
-            code: 11,
-        };
-        assert_eq!((&goaways[..], &text[..]), (&[goaway][..], &b"d"[..]));
-        assert!(goaway.asks_for_calm() && !goaway.is_graceful());
-        assert_eq!(goaway.requests(), Some(3));
-        let announced = GoAway {
-            last_stream: GoAway::ALL,
-            code: 0,
-        };
-        assert!(announced.is_graceful() && announced.requests().is_none());
     }
 
     #[test]
@@ -876,30 +526,6 @@ mod tests {
         assert!((0..EmptyFrames::BURST + 2).any(|_| empty.came(100_000 * milli)));
         empty.forget();
         assert!(!empty.came(100_000 * milli));
-    }
-
-    #[test]
-    fn content_is_told_without_padding_however_it_is_split() {
-        let bytes = [
-            frame(DATA, 0, 1, b"data"),
-            frame(DATA, PADDED, 3, &[2, b'x', b'y', b'z', 0, 0]),
-            frame(DATA, PADDED, 5, &[0]),
-        ]
-        .concat();
-        for piece in 1..=bytes.len() {
-            let mut scanner = Scanner::default();
-            let mut content = Vec::new();
-            for part in bytes.chunks(piece) {
-                let held = scanner.held().to_vec();
-                let mut bytes = [&held, part].concat();
-                scanner.scan(&mut bytes, held.len(), |seen| {
-                    if let Seen::Content { frame, bytes } = seen {
-                        content.push((frame.stream, bytes));
-                    }
-                });
-            }
-            assert_eq!(content, [(1, 4), (3, 3), (5, 0)]);
-        }
     }
 
     #[test]
