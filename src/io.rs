@@ -226,6 +226,10 @@ pub(crate) trait Carrier: AsyncBufRead + AsyncWrite + Send + Unpin {
     fn write_ahead(&mut self) {}
     /// Gives buffers back while the connection is idle.
     fn release_buffers(&mut self);
+    /// Whether something that was written has not reached the socket.
+    fn has_unsent(&self) -> bool {
+        false
+    }
     /// Whether all that was read was taken, and the kernel has nothing either. False where that is not known.
     fn is_still_quiet(&mut self) -> bool {
         false
@@ -547,6 +551,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Wire<T> {
         // system calls as a record of TLS allows.
         let is_direct = room >= READ_BUFFER || (room >= SMALL_READ && !this.is_pouring);
         if is_direct && !this.has_unread() && this.ended.is_none() {
+            // What larger pieces were read into is of no use while this waits.
+            this.give_room_up();
             this.release_flight(cx);
             let before = buf.filled().len();
             ready!(Pin::new(&mut this.io).poll_read(cx, buf))?;
@@ -787,6 +793,26 @@ mod tests {
         assert_eq!(&got[..4], b"head");
         assert!(got[4..].iter().all(|b| *b == 7));
         assert_eq!(wire.bytes_written(), 100_004);
+    }
+
+    #[tokio::test]
+    async fn what_waits_holds_no_buffer_however_it_was_read_before() {
+        let (mut wire, mut peer) = wire();
+        let mut room = [0; SMALL_READ];
+        peer.write_all(&[7; SMALL_READ]).await.unwrap();
+        assert_eq!(wire.read(&mut room).await.unwrap(), SMALL_READ);
+        assert!(wire.is_pouring);
+        peer.write_all(b"less").await.unwrap();
+        assert_eq!(wire.read(&mut room).await.unwrap(), 4);
+        assert!(!wire.is_pouring && wire.buffer.capacity() > 0);
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        let mut buf = ReadBuf::new(&mut room);
+        assert!(
+            Pin::new(&mut wire)
+                .poll_read(&mut cx, &mut buf)
+                .is_pending()
+        );
+        assert_eq!(wire.buffer.capacity(), 0);
     }
 
     #[tokio::test]

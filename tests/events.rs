@@ -257,6 +257,18 @@ async fn comments_do_not_count_as_events_for_who_waits_too_long() {
         let mut patient = patient.event_timeout(millis(12_500));
         assert_eq!(collect(&mut patient).await.0, ["a", "too late"]);
 
+        // The time that the caller takes for a comment is its own.
+        let lazy = events(&peer(protocols, STEPS), protocols).await;
+        let mut lazy = lazy.event_timeout(millis(9_000));
+        let mut seen = 0;
+        while let Some(item) = lazy.next_item().await {
+            if let Item::Comment(_) = item.expect("8 s at most") {
+                sleep(millis(3_500)).await;
+            }
+            seen += 1;
+        }
+        assert_eq!(seen, 4);
+
         let start = tokio::time::Instant::now();
         let hasty = events(&peer(protocols, STEPS), protocols).await;
         let (all, error) = collect(&mut hasty.event_timeout(millis(10_000))).await;

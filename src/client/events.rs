@@ -45,6 +45,9 @@ pub struct EventStream {
     last_event: Option<Box<str>>,
     patience: Option<Duration>,
     alarm: Option<Pin<Box<Sleep>>>,
+    /// How long the event that comes next was waited for before the alarm was set, and when that was.
+    waited: Duration,
+    waits_since: Option<Instant>,
     timing: EventTiming,
     arrived: Option<Instant>,
 }
@@ -60,6 +63,8 @@ enum State {
 /// For how long the end of a body is waited for behind its last event: it is a moment away, as a rule, and whoever does not
 /// wait for it has to cut the body off, which costs the connection (HTTP/1.1) or a reset (HTTP/2).
 const PATIENCE_AT_THE_END: Duration = Duration::from_millis(50);
+/// Frames that are thrown away meanwhile in one turn of the task.
+const MOST_AT_THE_END: usize = 16;
 
 /// How the events of a stream have come so far. What came with one read came at one time.
 #[derive(Clone, Debug)]
@@ -107,6 +112,8 @@ impl EventStream {
             last_event: None,
             patience: None,
             alarm: None,
+            waited: Duration::ZERO,
+            waits_since: None,
             timing: EventTiming {
                 first_event: None,
                 events: 0,
@@ -135,7 +142,7 @@ impl EventStream {
     }
 
     /// Bounds the time for which an event is waited for, however many comments come meanwhile; counted only while
-    /// somebody waits. Default none. [`Timeouts::between_bytes`](super::Timeouts::between_bytes) bounds silence.
+    /// somebody waits, to which the time after a dropped [`next`](Self::next) belongs. Default none. [`Timeouts::between_bytes`](super::Timeouts::between_bytes) bounds silence.
     pub fn event_timeout(mut self, limit: Duration) -> Self {
         self.patience = Some(limit);
         self
@@ -177,7 +184,8 @@ impl EventStream {
         loop {
             match self.decoder.decode(&mut self.chunk) {
                 Ok(Some(Item::Event(event))) => {
-                    self.alarm = None;
+                    self.stop_waiting();
+                    self.waited = Duration::ZERO;
                     if self.last_event.as_deref() == Some(event.data.as_str()) {
                         self.state = State::Ending;
                         self.chunk = Bytes::new();
@@ -187,6 +195,8 @@ impl EventStream {
                     return Poll::Ready(Some(Ok(Item::Event(event))));
                 }
                 Ok(Some(item)) => {
+                    // Until it is asked for more, the time is the caller's.
+                    self.stop_waiting();
                     self.timing.comments += 1;
                     return Poll::Ready(Some(Ok(item)));
                 }
@@ -196,7 +206,7 @@ impl EventStream {
                     return Poll::Ready(Some(Err(self.fail(error))));
                 }
             }
-            match self.poll_chunk(cx) {
+            match poll_chunk(&mut self.body, cx) {
                 Poll::Ready(Some(Ok(chunk))) => {
                     self.chunk = chunk;
                     self.read_at = now();
@@ -245,26 +255,24 @@ impl EventStream {
         &self.body
     }
 
-    fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Error>>> {
-        loop {
-            let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
-            let Some(frame) = frame.transpose()? else {
-                return Poll::Ready(None);
-            };
-            // Trailers are none of the stream.
-            if let Ok(data) = frame.into_data() {
-                return Poll::Ready(Some(Ok(data)));
-            }
-        }
-    }
-
     /// Ready once no event has come for too long.
     fn poll_alarm(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let Some(limit) = self.patience else {
             return Poll::Pending;
         };
-        let alarm = self.alarm.get_or_insert_with(|| Box::pin(sleep(limit)));
+        if self.alarm.is_none() {
+            self.waits_since = Some(now());
+        }
+        let left = limit.saturating_sub(self.waited);
+        let alarm = self.alarm.get_or_insert_with(|| Box::pin(sleep(left)));
         alarm.as_mut().poll(cx)
+    }
+
+    fn stop_waiting(&mut self) {
+        self.alarm = None;
+        if let Some(since) = self.waits_since.take() {
+            self.waited += now().saturating_duration_since(since);
+        }
     }
 
     fn count(&mut self) {
@@ -289,8 +297,18 @@ impl EventStream {
         let alarm = self
             .alarm
             .get_or_insert_with(|| Box::pin(sleep(PATIENCE_AT_THE_END)));
-        if alarm.as_mut().poll(cx).is_pending() {
-            while let Some(Ok(_)) = ready!(self.poll_chunk(cx)) {}
+        let mut frames = 0;
+        while alarm.as_mut().poll(cx).is_pending() {
+            if frames == MOST_AT_THE_END {
+                // A peer that floods has the time of the alarm, and not the thread.
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            frames += 1;
+            let frame = ready!(poll_chunk(&mut self.body, cx));
+            if !matches!(frame, Some(Ok(_))) {
+                break;
+            }
         }
         self.state = State::Ended;
         Poll::Ready(())
@@ -299,5 +317,18 @@ impl EventStream {
     fn fail(&mut self, error: Error) -> Error {
         self.state = State::Ended;
         self.body.call.describe(error)
+    }
+}
+
+fn poll_chunk(body: &mut ResponseBody, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Error>>> {
+    loop {
+        let frame = ready!(Pin::new(&mut *body).poll_frame(cx));
+        let Some(frame) = frame.transpose()? else {
+            return Poll::Ready(None);
+        };
+        // Trailers are none of the stream.
+        if let Ok(data) = frame.into_data() {
+            return Poll::Ready(Some(Ok(data)));
+        }
     }
 }

@@ -297,7 +297,13 @@ pub(crate) async fn send(
             // It takes its time in any case, and most requests need not carry the room for it.
             Box::pin(acquire_fresh(find, may_be_early, recorder, limits)).await
         } else {
-            let at = recorder.attempt_start();
+            // A factory of bodies may have taken its time.
+            let is_at_hand = rest.as_ref().is_some_and(|rest| rest.as_bytes().is_some());
+            let at = if is_at_hand {
+                recorder.attempt_start()
+            } else {
+                now()
+            };
             match acquire(find, may_be_early, recorder, at) {
                 Ok(Free::Lease(lease)) => Ok(lease),
                 Ok(Free::Nothing(place)) => {

@@ -180,17 +180,6 @@ impl Stream {
             written => written,
         }
     }
-
-    /// Whether something that was written has not reached the socket.
-    fn has_unsent(&self) -> bool {
-        match self {
-            Self::Plain(wire) => wire.has_unsent(),
-            Self::Tls { tls, .. } => {
-                let (wire, session) = tls.get_ref();
-                wire.has_unsent() || session.wants_write()
-            }
-        }
-    }
 }
 
 impl Carrier for Stream {
@@ -224,6 +213,16 @@ impl Carrier for Stream {
 
     fn expect(&mut self, expected: Expected) {
         self.wire_mut().expect(expected);
+    }
+
+    fn has_unsent(&self) -> bool {
+        match self {
+            Self::Plain(wire) => wire.has_unsent(),
+            Self::Tls { tls, .. } => {
+                let (wire, session) = tls.get_ref();
+                wire.has_unsent() || session.wants_write()
+            }
+        }
     }
 
     fn is_still_quiet(&mut self) -> bool {

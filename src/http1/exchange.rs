@@ -144,8 +144,8 @@ impl<S: Carrier> Http1<S> {
     /// something or closes. Post-handshake TLS messages are read and are no reason to close.
     pub(crate) fn poll_quiet(&mut self, cx: &mut Context<'_>) -> Result<(), CloseReason> {
         self.reusable()?;
-        if !self.has_served {
-            // It still holds the end of its handshake back.
+        if !self.has_served || self.io.has_unsent() {
+            // The end of its handshake: held back for a request, or without room when early data was taken.
             self.io.uncork();
             let _ = Pin::new(&mut self.io).poll_flush(cx);
         }

@@ -588,10 +588,12 @@ impl Pulse {
                 if self.is_armed && !alarm.is_elapsed() {
                     return Poll::Pending;
                 }
-                self.is_armed = alarm.as_mut().poll(cx).is_pending();
-                if self.is_armed {
+                if alarm.as_mut().poll(cx).is_pending() {
+                    // A task that has used its turn up is told so, and is not in the timer's books.
+                    self.is_armed = tokio::task::coop::has_budget_remaining();
                     return Poll::Pending;
                 }
+                self.is_armed = false;
                 self.alarm_at = None;
             }
             if shared.slots.in_use() == 0 && !self.health.is_waiting() {

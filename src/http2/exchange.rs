@@ -222,7 +222,8 @@ impl<L: Send + 'static> Exchange<L> {
             let Recv::Head(response) = &mut parts.recv else {
                 return Poll::Ready(Arrived::CutOff);
             };
-            if let Poll::Ready(Some(interim)) = response.poll_informational(cx) {
+            // Only once there is none: h2 throws one away that comes between this look and the next.
+            if let Some(interim) = ready!(response.poll_informational(cx)) {
                 return Poll::Ready(Arrived::Informational(interim));
             }
             let response = ready!(Pin::new(response).poll(cx)).map(|response| {
