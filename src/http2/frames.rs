@@ -323,18 +323,20 @@ pub(super) fn without_empty_frames(input: &[u8]) -> (Vec<u8>, usize) {
     (expected, frames)
 }
 
+/// A frame, whole.
+#[cfg(test)]
+pub(super) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let mut bytes = (payload.len() as u32).to_be_bytes()[1..].to_vec();
+    bytes.extend([kind, flags]);
+    bytes.extend(stream.to_be_bytes());
+    bytes.extend(payload);
+    bytes
+}
+
 #[cfg(test)]
 mod tests {
     // layering: uses this module alone.
     use super::*;
-
-    fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-        let mut bytes = (payload.len() as u32).to_be_bytes()[1..].to_vec();
-        bytes.extend([kind, flags]);
-        bytes.extend(stream.to_be_bytes());
-        bytes.extend(payload);
-        bytes
-    }
 
     #[test]
     fn empty_data_frames_are_taken_out_at_every_split() {

@@ -482,16 +482,8 @@ impl<S: Carrier> AsyncWrite for Tap<S> {
 #[cfg(test)]
 mod tests {
     // layering: uses frames, ledger and streams beside it; io and clock are below.
-    use super::super::frames::PADDED;
+    use super::super::frames::{PADDED, frame};
     use super::*;
-
-    fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-        let mut bytes = (payload.len() as u32).to_be_bytes()[1..].to_vec();
-        bytes.extend([kind, flags]);
-        bytes.extend(stream.to_be_bytes());
-        bytes.extend(payload);
-        bytes
-    }
 
     #[test]
     fn smaller_stream_limit_holds_from_the_read_that_brought_it() {
