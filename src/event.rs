@@ -308,20 +308,7 @@ impl RequestRecorder {
             listener,
             body_sent: 0,
             body_received: 0,
-            timing: RequestTiming {
-                start,
-                attempt_start: None,
-                retried: false,
-                acquired: None,
-                share: Share::default(),
-                upload_end: None,
-                informational: None,
-                first_byte: None,
-                headers: None,
-                end: start,
-                complete: false,
-                paused: Duration::ZERO,
-            },
+            timing: RequestTiming::begun(start),
             attempts: 0,
             how: None,
             waits: Vec::new(),
@@ -414,13 +401,7 @@ impl RequestRecorder {
         *timing = RequestTiming {
             attempt_start: Some(now()),
             retried: true,
-            acquired: None,
-            share: Share::default(),
-            upload_end: None,
-            informational: None,
-            first_byte: None,
-            headers: None,
-            ..*timing
+            ..RequestTiming::begun(timing.start)
         };
     }
 

@@ -491,6 +491,24 @@ pub struct RequestTiming {
 }
 
 impl RequestTiming {
+    /// Of a call that has begun, and no more.
+    pub(crate) fn begun(start: Instant) -> Self {
+        Self {
+            start,
+            attempt_start: None,
+            retried: false,
+            acquired: None,
+            share: Share::default(),
+            upload_end: None,
+            informational: None,
+            first_byte: None,
+            headers: None,
+            end: start,
+            complete: false,
+            paused: Duration::ZERO,
+        }
+    }
+
     /// First poll of the call.
     pub fn start(&self) -> Instant {
         self.start

@@ -124,17 +124,12 @@ impl ClientBuilder {
         match place {
             KeyPlace::Bearer => self.bearer_auth(key),
             KeyPlace::Header(name) => {
-                let value = HeaderValue::try_from(key);
-                match (HeaderName::try_from(name.as_ref()), value) {
-                    (Ok(name), Ok(mut value)) => {
+                match header(name.as_ref(), key) {
+                    Ok((name, mut value)) => {
                         value.set_sensitive(true);
                         self.headers.insert(name, value);
                     }
-                    _ => {
-                        let error =
-                            Error::invalid("the key, or the name of its header, is no header");
-                        self.mistake = self.mistake.or(Some(error));
-                    }
+                    Err(error) => self.mistake = self.mistake.or(Some(error)),
                 }
                 self
             }

@@ -64,7 +64,7 @@ pub(super) struct Call {
 }
 
 impl Call {
-    /// Begins now.
+    /// Without a response yet.
     pub(super) fn new(recorder: RequestRecorder, origin: Arc<str>, max_body_bytes: usize) -> Self {
         Self {
             recorder,

@@ -68,6 +68,7 @@ impl<L: Send + 'static> Drop for Hold<L> {
         let parts = self.stream.take();
         let is_over = {
             let mut accounts = self.shared.ledger.enter();
+            // In the bench of what the tap costs it tells of no ends.
             let is_ended = accounts.unread.abandoned(id) || cfg!(firstbyte_bare);
             let is_over =
                 (is_ended && self.is_sent) || parts.is_none() || accounts.resets.pay(now()).is_ok();
