@@ -9,6 +9,8 @@ use std::error::Error as StdError;
 use std::fmt;
 use std::sync::Arc;
 
+use http::StatusCode;
+
 use crate::timing::{Phase, RequestTiming};
 
 /// What kind of thing went wrong.
@@ -56,7 +58,7 @@ pub enum ErrorKind {
     Body,
     /// The body is not what was asked for, such as JSON that does not parse.
     Decode,
-    /// The response has an error status; only from `error_for_status`.
+    /// The response has an error status; only from `error_for_status`, and where a WebSocket was refused.
     Status,
 }
 
@@ -109,6 +111,7 @@ struct Inner {
     timing: Option<RequestTiming>,
     bytes_sent: u64,
     bytes_received: u64,
+    status: Option<StatusCode>,
     timed_out: bool,
     /// The peer said it of the whole connection.
     of_connection: bool,
@@ -199,9 +202,14 @@ impl Error {
         self.inner.kind == ErrorKind::PoolClosed
     }
 
-    /// The response has an error status; only from `error_for_status`.
+    /// The response has an error status; only from `error_for_status`, and where a WebSocket was refused.
     pub fn is_status(&self) -> bool {
         self.inner.kind == ErrorKind::Status
+    }
+
+    /// The status that is the error, of kind Status.
+    pub fn status(&self) -> Option<StatusCode> {
+        self.inner.status
     }
 
     /// A body was cut short.
@@ -225,6 +233,7 @@ impl Error {
                 timing: None,
                 bytes_sent: 0,
                 bytes_received: 0,
+                status: None,
                 timed_out: false,
                 of_connection: false,
                 orderly: false,
@@ -236,6 +245,13 @@ impl Error {
     /// A request, URL or option that cannot be used.
     pub(crate) fn invalid(message: impl Into<String>) -> Self {
         Self::new(ErrorKind::Invalid, message)
+    }
+
+    /// A status that is no answer to what was asked.
+    pub(crate) fn of_status(status: StatusCode, message: impl Into<String>) -> Self {
+        let mut error = Self::new(ErrorKind::Status, message);
+        error.change().status = Some(status);
+        error
     }
 
     pub(crate) fn at(mut self, phase: Phase) -> Self {

@@ -154,12 +154,17 @@ pub mod proxy;
 pub mod sse;
 mod sync;
 pub mod tcp;
+mod text;
 pub mod timing;
 pub mod tls;
+#[cfg(feature = "websocket")]
+pub mod websocket;
 
 pub use body::Body;
 #[cfg(feature = "tower")]
 pub use client::ServiceFuture;
+#[cfg(feature = "websocket")]
+pub use client::{WebSocket, WebSocketBuilder, WebSocketReceiver, WebSocketSender};
 pub use client::{
     Client, ClientBuilder, ConnectionPool, ConnectionPoolBuilder, EventStream, EventTiming,
     KeyPlace, Provider, RequestBuilder, RequestOptions, Response, ResponseBody, RetryPolicy,
@@ -177,6 +182,7 @@ pub use io::PeerAddr;
 pub use metrics::{ConnectionPoolStats, StepMetrics};
 pub use origin::{Origin, Scheme};
 pub use pool::{Limits, WarmConnection, WarmReport};
+pub use text::Text;
 pub use timing::{ConnectionTrace, ConnectionUse, Phase, RequestTiming};
 
 /// The README's example compiles.

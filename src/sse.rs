@@ -20,84 +20,11 @@
 //! ```
 
 use std::fmt;
-use std::ops::Deref;
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
-use bytestring::ByteString;
 
-/// Text that shares the memory it was received in. Cheap to clone; for long keeping make a `String` of it, since
-/// it holds on to the whole piece that it came with.
-#[derive(Clone, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Text(ByteString);
-
-impl Text {
-    const fn from_static(text: &'static str) -> Self {
-        Self(ByteString::from_static(text))
-    }
-
-    /// What is not UTF-8 becomes U+FFFD; only then it is copied.
-    fn decode(bytes: Bytes) -> Self {
-        match ByteString::try_from(bytes.clone()) {
-            Ok(text) => Self(text),
-            Err(_) => Self(String::from_utf8_lossy(&bytes).into_owned().into()),
-        }
-    }
-
-    /// The text.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-
-    /// Its bytes, without a copy.
-    pub fn into_bytes(self) -> Bytes {
-        self.0.into_bytes()
-    }
-}
-
-impl Deref for Text {
-    type Target = str;
-
-    fn deref(&self) -> &str {
-        &self.0
-    }
-}
-
-impl AsRef<str> for Text {
-    fn as_ref(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Display for Text {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self)
-    }
-}
-
-impl fmt::Debug for Text {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Debug::fmt(self.as_str(), f)
-    }
-}
-
-impl PartialEq<str> for Text {
-    fn eq(&self, other: &str) -> bool {
-        self.as_str() == other
-    }
-}
-
-impl PartialEq<&str> for Text {
-    fn eq(&self, other: &&str) -> bool {
-        self.as_str() == *other
-    }
-}
-
-impl From<Text> for String {
-    fn from(text: Text) -> Self {
-        text.as_str().to_owned()
-    }
-}
+use crate::text::Text;
 
 /// An event.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -317,7 +244,7 @@ impl EventDecoder {
         let data = match std::mem::replace(&mut self.data, Data::None) {
             Data::None => return None,
             Data::Line(line) => line,
-            Data::Lines(lines) => Text(lines.into()),
+            Data::Lines(lines) => Text::from(lines),
         };
         Some(Event {
             event: if name.is_empty() {
@@ -377,7 +304,7 @@ fn by_the_rules(input: &[u8]) -> (Vec<Item>, String, Option<u128>) {
     let text = String::from_utf8_lossy(input);
     let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
     let text = text.replace("\r\n", "\n").replace('\r', "\n");
-    let owned = |text: &str| Text(text.to_owned().into());
+    let owned = |text: &str| Text::from(text);
     let (mut items, mut id, mut reconnection) = (Vec::new(), String::new(), None);
     let (mut data, mut event, mut retry) = (String::new(), String::new(), None);
     // What follows the last end of line is no line.

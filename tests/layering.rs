@@ -38,6 +38,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "clock",
             "metrics",
             "sync",
+            "text",
         ],
     ),
     ("phases", &["dns", "tcp", "tls", "proxy"]),

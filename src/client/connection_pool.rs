@@ -159,6 +159,7 @@ impl ConnectionPool {
             shown_target: None,
             headers: parts.headers,
             options,
+            is_websocket: false,
         });
         let options = self.defaults.options.with(&draft.options);
         let request = Prepared::new(draft, DefaultHeaders::none(), &origin, body.exact_len())

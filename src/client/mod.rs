@@ -22,6 +22,8 @@ mod targets;
 #[cfg(feature = "tower")]
 mod tower;
 mod upgraded;
+#[cfg(feature = "websocket")]
+mod websocket;
 
 pub use builder::ClientBuilder;
 pub use connection_pool::{ConnectionPool, ConnectionPoolBuilder};
@@ -37,3 +39,5 @@ pub(crate) use retry::check_verdicts;
 #[cfg(feature = "tower")]
 pub use tower::ServiceFuture;
 pub use upgraded::Upgraded;
+#[cfg(feature = "websocket")]
+pub use websocket::{WebSocket, WebSocketBuilder, WebSocketReceiver, WebSocketSender};

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::{Arc, LazyLock};
 
 use http::header::{
-    ACCEPT, CONNECTION, CONTENT_LENGTH, EXPECT, HOST, HeaderName, HeaderValue, TE, TRAILER,
+    ACCEPT, CONNECTION, CONTENT_LENGTH, EXPECT, HOST, HeaderName, HeaderValue, SEC_WEBSOCKET_KEY, TE, TRAILER,
     TRANSFER_ENCODING, UPGRADE, USER_AGENT,
 };
 use http::uri::{Authority, PathAndQuery};
@@ -69,6 +69,8 @@ pub(crate) struct Draft {
     /// The request's own.
     pub(crate) headers: HeaderMap,
     pub(crate) options: RequestOptions,
+    /// It opens a WebSocket: an Upgrade over HTTP/1.1 (RFC 6455), an extended CONNECT over HTTP/2 (RFC 8441).
+    pub(crate) is_websocket: bool,
 }
 
 impl Draft {
@@ -79,6 +81,7 @@ impl Draft {
             shown_target: None,
             headers: HeaderMap::new(),
             options: RequestOptions::default(),
+            is_websocket: false,
         }
     }
 }
@@ -134,7 +137,8 @@ impl Prepared {
         }
         mark_all_sensitive(&mut draft.headers);
         let idempotent = draft.options.idempotent;
-        let early = idempotent.unwrap_or_else(|| draft.method.is_safe());
+        // A session that begins twice is not what a safe method promises.
+        let early = !draft.is_websocket && idempotent.unwrap_or_else(|| draft.method.is_safe());
         let idempotent = idempotent.unwrap_or_else(|| {
             draft.method.is_idempotent()
                 || defaults.names_key
@@ -163,11 +167,24 @@ impl Prepared {
         self.defaults.as_ref().map(|defaults| &defaults.fields)
     }
 
+    /// What it wants to speak over a stream of HTTP/2, if not HTTP (RFC 8441).
+    pub(crate) fn protocol(&self) -> Option<Arc<str>> {
+        static WEBSOCKET: LazyLock<Arc<str>> = LazyLock::new(|| "websocket".into());
+        if self.draft.is_websocket {
+            return Some(WEBSOCKET.clone());
+        }
+        self.draft.options.extended_connect.clone()
+    }
+
     /// The request as HTTP/2 sends it.
     pub(crate) fn http2(&self, origin: &Origin, authority: &Authority) -> http::Request<()> {
         let draft = &*self.draft;
         let mut request = http::Request::new(());
-        *request.method_mut() = draft.method.clone();
+        *request.method_mut() = if draft.is_websocket {
+            Method::CONNECT
+        } else {
+            draft.method.clone()
+        };
         *request.version_mut() = Version::HTTP_2;
         let mut parts = http::uri::Parts::default();
         parts.scheme = Some(if origin.is_https() {
@@ -185,6 +202,9 @@ impl Prepared {
                 // The others that belong to a connection were refused.
                 headers.remove(CONNECTION);
                 headers.remove(UPGRADE);
+                if draft.is_websocket {
+                    headers.remove(SEC_WEBSOCKET_KEY);
+                }
                 headers
             }
         };

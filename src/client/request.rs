@@ -11,6 +11,8 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use crate::body::Body;
 use crate::error::Error;
 use crate::event::EventListener;
+#[cfg(feature = "websocket")]
+use crate::websocket::Handshake;
 
 use super::base_url::with_query;
 use super::client_core::ClientCore;
@@ -169,6 +171,22 @@ impl RequestBuilder {
     pub fn options(mut self, options: RequestOptions) -> Self {
         self.draft.options = options;
         self
+    }
+
+    /// Makes it the opening of a WebSocket.
+    #[cfg(feature = "websocket")]
+    pub(super) fn opening_websocket(mut self, handshake: &Handshake) -> Self {
+        if let Err(error) = handshake.write(&mut self.draft.headers) {
+            self.mistake = self.mistake.or(Some(error));
+        }
+        self.draft.is_websocket = true;
+        self
+    }
+
+    /// An error that is told before it is sent.
+    #[cfg(feature = "websocket")]
+    pub(super) fn describe(&self, error: Error) -> Error {
+        error.with_origin(self.core.route.origin_text.clone())
     }
 
     /// Sends it and awaits the head of the response.

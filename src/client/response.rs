@@ -109,7 +109,7 @@ impl Response {
         if !status.is_client_error() && !status.is_server_error() {
             return Ok(self);
         }
-        let error = Error::new(ErrorKind::Status, format!("the server answered {status}"));
+        let error = Error::of_status(status, format!("the server answered {status}"));
         Err(self.body.call.describe(error))
     }
 
@@ -245,6 +245,11 @@ impl Response {
             .body
             .call
             .describe(Error::new(ErrorKind::Decode, message)))
+    }
+
+    #[cfg(feature = "websocket")]
+    pub(super) fn describe(&self, error: Error) -> Error {
+        self.body.call.describe(error)
     }
 
     /// The body alone.

@@ -39,7 +39,8 @@ use super::prepare::Prepared;
 use super::response_body::ResponseBody;
 use super::retry::{Answer, Failure, Tries, Verdict};
 
-/// How long an origin that ends HTTP/2 connections with HTTP_1_1_REQUIRED gets none.
+/// How long an origin that ends HTTP/2 connections with HTTP_1_1_REQUIRED gets none, and one that takes no
+/// WebSockets over HTTP/2 is not asked again.
 const REMEMBER_HTTP1: Duration = Duration::from_secs(600);
 
 /// Where requests of one origin and one set of options go.
@@ -58,6 +59,8 @@ pub(crate) struct Route {
     http1: OnceLock<Box<Self>>,
     /// Until then requests go over HTTP/1.1: the origin ended a connection that spoke HTTP/2.
     http1_until: ArcSwapOption<Instant>,
+    /// Until then WebSockets do: the origin does not take them over HTTP/2.
+    websockets_http1_until: ArcSwapOption<Instant>,
 }
 
 #[derive(Debug)]
@@ -79,6 +82,7 @@ impl Route {
             found: ArcSwapOption::empty(),
             http1: OnceLock::new(),
             http1_until: ArcSwapOption::empty(),
+            websockets_http1_until: ArcSwapOption::empty(),
         })
     }
 
@@ -103,6 +107,7 @@ impl Route {
                 found: ArcSwapOption::empty(),
                 http1: OnceLock::new(),
                 http1_until: ArcSwapOption::empty(),
+                websockets_http1_until: ArcSwapOption::empty(),
             })
         }))
     }
@@ -113,10 +118,20 @@ impl Route {
         self.http1_until.store(Some(Arc::new(until)));
     }
 
+    /// The origin takes no WebSockets over HTTP/2.
+    fn require_http1_for_websockets(&self) {
+        let until = deadline(now(), REMEMBER_HTTP1);
+        self.websockets_http1_until.store(Some(Arc::new(until)));
+    }
+
     /// This, unless the origin is known to want HTTP/1.1.
-    fn preferred(&self) -> &Self {
-        let until = self.http1_until.load();
-        let is_required = until.as_ref().is_some_and(|until| now() < **until);
+    fn preferred(&self, is_websocket: bool) -> &Self {
+        let is_before = |until: &ArcSwapOption<Instant>| {
+            let until = until.load();
+            until.as_ref().is_some_and(|until| now() < **until)
+        };
+        let is_required = is_before(&self.http1_until)
+            || is_websocket && is_before(&self.websockets_http1_until);
         let over_http1 = is_required.then(|| self.over_http1()).flatten();
         over_http1.unwrap_or(self)
     }
@@ -269,7 +284,7 @@ pub(crate) async fn send(
         connect: timeouts.connect,
         until,
     };
-    let mut route = route.preferred();
+    let mut route = route.preferred(request.draft.is_websocket);
     let expect = options
         .expect_continue
         .filter(|_| request.length != Some(0));
@@ -355,6 +370,17 @@ pub(crate) async fn send(
                 after_early(result, handshake, &mut call.recorder)
             }
         };
+        if let Err(error) = &result
+            && request.draft.is_websocket
+            && error.kind() == ErrorKind::Unsupported
+            && let Some(over_http1) = route.over_http1()
+        {
+            // No failure, but how one finds out.
+            route.require_http1_for_websockets();
+            route = over_http1;
+            body = rest;
+            continue;
+        }
         let verdict = match &result {
             Ok(()) => {
                 let how = call.recorder.connection_use();
@@ -454,9 +480,8 @@ async fn exchange(
     lease: Lease,
 ) -> Result<(), Error> {
     let draft = &*request.draft;
-    let protocol = &draft.options.extended_connect;
     match lease {
-        Lease::H1(_) if protocol.is_some() => {
+        Lease::H1(_) if draft.options.extended_connect.is_some() => {
             let message =
                 "the connection speaks HTTP/1.1, which has no extended CONNECT (RFC 8441)";
             let error = Error::new(ErrorKind::Unsupported, message).at(Phase::Send);
@@ -489,6 +514,7 @@ async fn exchange(
         }
         Lease::H2(lease) => {
             let handle = lease.handle();
+            let protocol = request.protocol();
             if protocol.is_some() {
                 handle.check_extended_connect().await?;
             }
@@ -496,7 +522,7 @@ async fn exchange(
                 head: request.http2(&route.origin, &route.authority),
                 length: request.length,
                 expect,
-                protocol: protocol.clone(),
+                protocol,
             };
             let recorder = &mut call.recorder;
             let mut exchange = handle.start(outgoing, body, recorder, lease)?;

@@ -1,6 +1,6 @@
 //! What remains of a connection, or of a stream, when HTTP hands it over.
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
@@ -77,6 +77,21 @@ impl AsyncWrite for Upgraded {
             Inner::Connection { stream, .. } => Pin::new(stream).poll_write(cx, buf),
             Inner::Stream(tunnel) => Pin::new(tunnel).poll_write(cx, buf),
         }
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match &mut self.inner {
+            Inner::Connection { stream, .. } => Pin::new(stream).poll_write_vectored(cx, bufs),
+            Inner::Stream(tunnel) => Pin::new(tunnel).poll_write_vectored(cx, bufs),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

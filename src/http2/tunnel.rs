@@ -1,10 +1,10 @@
 //! A stream as a byte stream, after an extended CONNECT was accepted (RFC 8441 §5, RFC 9113 §8.5).
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use bytes::{Buf, Bytes};
+use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::error::ErrorKind;
@@ -71,13 +71,22 @@ impl<L: Send + Unpin + 'static> AsyncRead for Tunnel<L> {
 }
 
 impl<L: Send + Unpin + 'static> AsyncWrite for Tunnel<L> {
-    /// Takes what the peer's window has room for, and waits while it has none.
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        if buf.is_empty() {
+        self.poll_write_vectored(cx, &[IoSlice::new(buf)])
+    }
+
+    /// Takes what the peer's window has room for, as one piece of data, and waits while it has none.
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let len: usize = bufs.iter().map(|buf| buf.len()).sum();
+        if len == 0 {
             return Poll::Ready(Ok(0));
         }
         let this = self.get_mut();
@@ -86,7 +95,7 @@ impl<L: Send + Unpin + 'static> AsyncWrite for Tunnel<L> {
         }
         let written = this.hold.stream.with(|parts| {
             let send = &mut parts.send;
-            send.reserve_capacity(buf.len().min(MAX_WRITE));
+            send.reserve_capacity(len.min(MAX_WRITE));
             while send.capacity() == 0 {
                 match ready!(send.poll_capacity(cx)) {
                     Some(Ok(_)) => {}
@@ -94,8 +103,8 @@ impl<L: Send + Unpin + 'static> AsyncWrite for Tunnel<L> {
                     None => return Poll::Ready(Ok(None)),
                 }
             }
-            let n = send.capacity().min(buf.len());
-            let sent = send.send_data(Bytes::copy_from_slice(&buf[..n]), false);
+            let n = send.capacity().min(len);
+            let sent = send.send_data(first_bytes(bufs, n), false);
             Poll::Ready(sent.map(|()| Some(n)).map_err(Failed::H2))
         });
         match ready!(written.unwrap_or(Poll::Ready(Err(Failed::CutOff)))) {
@@ -103,6 +112,10 @@ impl<L: Send + Unpin + 'static> AsyncWrite for Tunnel<L> {
             Ok(None) => Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
             Err(why) => Poll::Ready(Err(this.failed(why))),
         }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
     }
 
     /// What was written is the connection's task's to send.
@@ -129,4 +142,14 @@ impl<L: Send + Unpin + 'static> AsyncWrite for Tunnel<L> {
             None => Poll::Ready(Err(this.failed(Failed::CutOff))),
         }
     }
+}
+
+fn first_bytes(bufs: &[IoSlice<'_>], mut n: usize) -> Bytes {
+    let mut bytes = BytesMut::with_capacity(n);
+    for buf in bufs {
+        let piece = &buf[..n.min(buf.len())];
+        bytes.extend_from_slice(piece);
+        n -= piece.len();
+    }
+    bytes.freeze()
 }

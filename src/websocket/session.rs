@@ -1,0 +1,552 @@
+//! A WebSocket over a byte stream, from behind the handshake to the end.
+
+use std::fmt;
+use std::future::Future;
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures_core::Stream;
+use futures_sink::Sink;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Sleep, sleep_until};
+use tokio_websockets::{ClientBuilder, CloseCode, Error as WsError, Limits, WebSocketStream};
+
+use crate::clock::{deadline, now};
+use crate::error::{Error, ErrorKind};
+use crate::text::Text;
+use crate::timing::Phase;
+
+use super::liveness::{Due, Heard, Liveness};
+use super::{CloseFrame, Message};
+
+/// Pings of the peer whose answers it does not take. More are an attack, or a peer that is no longer there.
+const MOST_OWED: u32 = 1_000;
+/// Control frames that are dealt with in one turn of the task.
+const MOST_IN_ONE_TURN: u32 = 64;
+/// For how long the server may take to end the connection once both sides have closed (RFC 6455 §7.1.1: it is the
+/// one to do it first).
+const PATIENCE_AT_THE_END: Duration = Duration::from_secs(1);
+
+/// What a session may take.
+#[derive(Clone, Debug)]
+pub(crate) struct SessionOptions {
+    pub(crate) max_message_bytes: usize,
+    pub(crate) ping_interval: Option<Duration>,
+    pub(crate) ping_timeout: Duration,
+    pub(crate) close_timeout: Duration,
+}
+
+impl Default for SessionOptions {
+    fn default() -> Self {
+        Self {
+            max_message_bytes: 16 * 1024 * 1024,
+            ping_interval: Some(Duration::from_secs(20)),
+            ping_timeout: Duration::from_secs(20),
+            close_timeout: Duration::from_secs(5),
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum State {
+    Open,
+    /// We have sent a Close, or the peer has.
+    Closing {
+        until: Instant,
+    },
+    /// The closing is done, or the peer was told what it did wrong: it may end the connection.
+    Leaving {
+        until: Instant,
+    },
+    Ended,
+}
+
+/// A WebSocket. Its two ways may be polled by two tasks, with one waker for both.
+pub(crate) struct Session<T> {
+    /// `None` once it has ended: whatever it runs over is given back at once.
+    frames: Option<WebSocketStream<Watched<T>>>,
+    options: SessionOptions,
+    state: State,
+    liveness: Liveness,
+    /// Fires no later than something is due; what it finds then may be later still.
+    alarm: Option<Pin<Box<Sleep>>>,
+    pings: u64,
+    round_trip: Option<Duration>,
+    /// Pongs that were not taken yet.
+    owed: u32,
+    close: Option<CloseFrame>,
+    failure: Option<Error>,
+}
+
+impl<T> fmt::Debug for Session<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Session")
+            .field("state", &self.state)
+            .field("close", &self.close)
+            .field("failure", &self.failure)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<T: AsyncRead + AsyncWrite + Unpin> Session<T> {
+    /// Over a stream whose handshake is done.
+    pub(crate) fn new(io: T, options: SessionOptions) -> Self {
+        let limits = Limits::default().max_payload_len(Some(options.max_message_bytes));
+        let watched = Watched {
+            io,
+            heard: Heard {
+                reads: 0,
+                at: now(),
+            },
+        };
+        Self {
+            frames: Some(ClientBuilder::new().limits(limits).take_over(watched)),
+            liveness: Liveness::new(options.ping_interval, options.ping_timeout),
+            options,
+            state: State::Open,
+            alarm: None,
+            pings: 0,
+            round_trip: None,
+            owed: 0,
+            close: None,
+            failure: None,
+        }
+    }
+
+    /// What the peer's Close said, once it has come.
+    pub(crate) fn close_frame(&self) -> Option<&CloseFrame> {
+        self.close.as_ref()
+    }
+
+    /// How long the last ping took.
+    pub(crate) fn round_trip(&self) -> Option<Duration> {
+        self.round_trip
+    }
+
+    /// The next message; `None` once both sides have closed. Pings are sent and answered here, and what could not be
+    /// written before is.
+    pub(crate) fn poll_next(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Message, Error>>> {
+        for _ in 0..MOST_IN_ONE_TURN {
+            if let State::Leaving { until } = self.state {
+                ready!(self.poll_leave(cx, until));
+                self.end();
+            }
+            // A peer that goes on sending must not put it off.
+            if let State::Closing { until } = self.state
+                && now() >= until
+            {
+                let error = self.took_too_long();
+                return Poll::Ready(Some(Err(self.fail(error))));
+            }
+            let Some(frames) = &mut self.frames else {
+                return Poll::Ready(None);
+            };
+            let message = match Pin::new(frames).poll_next(cx) {
+                Poll::Ready(Some(Ok(message))) => message,
+                // Its Close has come, and it does not want ours any more.
+                Poll::Ready(Some(Err(WsError::Io(_)))) if self.close.is_some() => {
+                    self.end();
+                    continue;
+                }
+                Poll::Ready(Some(Err(error))) => {
+                    let error = self.refuse(cx, error);
+                    return Poll::Ready(Some(Err(error)));
+                }
+                Poll::Ready(None) if self.close.is_some() => {
+                    let until = deadline(now(), PATIENCE_AT_THE_END);
+                    self.state = State::Leaving { until };
+                    continue;
+                }
+                Poll::Ready(None) => {
+                    let message =
+                        "the connection ended without a Close frame (RFC 6455 §7.1.5, 1006)";
+                    let error = Error::new(ErrorKind::ConnectionLost, message).at(Phase::Receive);
+                    return Poll::Ready(Some(Err(self.fail(error))));
+                }
+                Poll::Pending => {
+                    let error = ready!(self.poll_alarm(cx));
+                    return Poll::Ready(Some(Err(self.fail(error))));
+                }
+            };
+            if message.is_text() || message.is_binary() {
+                let is_text = message.is_text();
+                let bytes = Bytes::from(message.into_payload());
+                let message = if is_text {
+                    Message::Text(Text::decode(bytes))
+                } else {
+                    Message::Binary(bytes)
+                };
+                return Poll::Ready(Some(Ok(message)));
+            }
+            if let Some((code, reason)) = message.as_close() {
+                let code = (code != CloseCode::NO_STATUS_RECEIVED).then(|| code.into());
+                let reason = reason.into();
+                self.close = Some(CloseFrame { code, reason });
+                if self.state == State::Open {
+                    let until = deadline(now(), self.options.close_timeout);
+                    self.state = State::Closing { until };
+                }
+            } else if message.is_ping() {
+                self.owed += 1;
+                if let Err(error) = self.pay(cx) {
+                    return Poll::Ready(Some(Err(self.fail(error))));
+                }
+            } else {
+                self.answered(message.as_payload());
+            }
+        }
+        // A peer that floods has its turn, and not the thread.
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    /// Takes the message once there is room for it, and is ready once it is written. Dropped in between, the message
+    /// goes out with what comes next.
+    pub(crate) fn poll_send(
+        &mut self,
+        cx: &mut Context<'_>,
+        message: &mut Option<Message>,
+    ) -> Poll<Result<(), Error>> {
+        let sent = self.poll_write(cx, message);
+        sent.map_err(|error| match &self.failure {
+            Some(failure) => failure.clone(),
+            None => error,
+        })
+    }
+
+    fn poll_write(
+        &mut self,
+        cx: &mut Context<'_>,
+        message: &mut Option<Message>,
+    ) -> Poll<Result<(), Error>> {
+        let Some(frames) = self.frames.as_mut().filter(|_| self.state == State::Open) else {
+            return Poll::Ready(Err(self.is_closed()));
+        };
+        let mut frames = Pin::new(frames);
+        let mut written = Poll::Ready(Ok(()));
+        if message.is_some() {
+            written = frames.as_mut().poll_ready(cx);
+            if let Poll::Ready(Ok(())) = written {
+                let message = match message.take() {
+                    Some(Message::Text(text)) => {
+                        tokio_websockets::Message::text(text.into_bytes())
+                    }
+                    Some(Message::Binary(bytes)) => tokio_websockets::Message::binary(bytes),
+                    None => unreachable!("it was looked for"),
+                };
+                written = Poll::Ready(frames.as_mut().start_send(message));
+            }
+        }
+        if let Poll::Ready(Ok(())) = written {
+            written = frames.poll_flush(cx);
+        }
+        match ready!(written) {
+            Ok(()) => {
+                self.owed = 0;
+                Poll::Ready(Ok(()))
+            }
+            Err(error) => {
+                let error = self.describe(error).at(Phase::Send);
+                Poll::Ready(Err(self.fail(error)))
+            }
+        }
+    }
+
+    /// Sends a Close, unless the peer has sent one. What ends the session then is [`poll_next`](Self::poll_next).
+    pub(crate) fn start_close(&mut self, frame: &CloseFrame) -> Result<(), Error> {
+        if let Some(failure) = &self.failure {
+            return Err(failure.clone());
+        }
+        let Some(frames) = self.frames.as_mut().filter(|_| self.state == State::Open) else {
+            return Ok(());
+        };
+        let code = frame.code.and_then(|code| CloseCode::try_from(code).ok());
+        let message = tokio_websockets::Message::close(code, &frame.reason);
+        let queued = Pin::new(frames).start_send(message);
+        let until = deadline(now(), self.options.close_timeout);
+        self.state = State::Closing { until };
+        queued.map_err(|error| {
+            let error = self.describe(error).at(Phase::Send);
+            self.fail(error)
+        })
+    }
+
+    /// Ready once everything has been written.
+    pub(crate) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        if let Some(failure) = &self.failure {
+            return Poll::Ready(Err(failure.clone()));
+        }
+        let Some(frames) = &mut self.frames else {
+            return Poll::Ready(Ok(()));
+        };
+        let error = match Pin::new(frames).poll_flush(cx) {
+            Poll::Ready(Ok(())) => {
+                self.owed = 0;
+                return Poll::Ready(Ok(()));
+            }
+            Poll::Ready(Err(error)) => self.describe(error).at(Phase::Send),
+            Poll::Pending => ready!(self.poll_alarm(cx)),
+        };
+        Poll::Ready(Err(self.fail(error)))
+    }
+
+    /// Writes what is owed to the peer, as far as it takes it.
+    fn pay(&mut self, cx: &mut Context<'_>) -> Result<(), Error> {
+        let Some(frames) = &mut self.frames else {
+            return Ok(());
+        };
+        match Pin::new(frames).poll_flush(cx) {
+            Poll::Ready(Ok(())) => {
+                self.owed = 0;
+                Ok(())
+            }
+            Poll::Ready(Err(error)) if self.close.is_none() => {
+                Err(self.describe(error).at(Phase::Send))
+            }
+            Poll::Pending if self.owed > MOST_OWED => {
+                let message = format!("the peer sent {MOST_OWED} pings and took no answer");
+                Err(Error::new(ErrorKind::Protocol, message).at(Phase::Send))
+            }
+            Poll::Ready(Err(_)) | Poll::Pending => Ok(()),
+        }
+    }
+
+    fn answered(&mut self, payload: &[u8]) {
+        let Some(frames) = &self.frames else { return };
+        if let Some(asked_at) = self.liveness.asked_at()
+            && payload == self.pings.to_be_bytes()
+        {
+            let at = frames.get_ref().heard.at;
+            self.round_trip = Some(at.saturating_duration_since(asked_at));
+        }
+    }
+
+    /// Ready with what silence has led to.
+    fn poll_alarm(&mut self, cx: &mut Context<'_>) -> Poll<Error> {
+        loop {
+            let Some(frames) = &self.frames else {
+                return Poll::Pending;
+            };
+            let heard = frames.get_ref().heard;
+            let due = match self.state {
+                State::Closing { until } if now() < until => Due::At(until),
+                State::Closing { .. } => return Poll::Ready(self.took_too_long()),
+                _ => self.liveness.due(heard, now()),
+            };
+            let at = match due {
+                Due::At(at) => at,
+                Due::Never => return Poll::Pending,
+                Due::Ask => {
+                    if let Err(error) = self.ask(cx) {
+                        return Poll::Ready(error);
+                    }
+                    continue;
+                }
+                Due::Dead => {
+                    let limit = self.options.ping_timeout;
+                    let message = format!("the peer did not answer a ping for {limit:?}");
+                    let error = Error::new(ErrorKind::Timeout, message);
+                    return Poll::Ready(error.at(Phase::Receive));
+                }
+            };
+            let alarm = self
+                .alarm
+                .get_or_insert_with(|| Box::pin(sleep_until(at.into())));
+            if alarm.is_elapsed() || alarm.deadline() > at.into() {
+                alarm.as_mut().reset(at.into());
+            }
+            ready!(alarm.as_mut().poll(cx));
+        }
+    }
+
+    fn ask(&mut self, cx: &mut Context<'_>) -> Result<(), Error> {
+        let Some(frames) = &mut self.frames else {
+            return Ok(());
+        };
+        self.pings += 1;
+        let payload = Bytes::copy_from_slice(&self.pings.to_be_bytes());
+        let ping = tokio_websockets::Message::ping(payload);
+        let mut frames = Pin::new(frames);
+        let queued = frames.as_mut().start_send(ping);
+        // What does not go out now goes out later, or the peer is dead.
+        let written = queued.and_then(|()| match frames.poll_flush(cx) {
+            Poll::Ready(written) => written,
+            Poll::Pending => Ok(()),
+        });
+        written.map_err(|error| self.describe(error).at(Phase::Send))
+    }
+
+    /// The peer, or its connection, has failed us. It is told what it did wrong, if it still listens.
+    fn refuse(&mut self, cx: &mut Context<'_>, error: WsError) -> Error {
+        let is_io = matches!(error, WsError::Io(_));
+        let is_too_long = matches!(error, WsError::PayloadTooLong { .. });
+        let error = self.describe(error).at(Phase::Receive);
+        if is_io {
+            return self.fail(error);
+        }
+        self.failure = Some(error.clone());
+        let until = deadline(now(), PATIENCE_AT_THE_END);
+        self.state = State::Leaving { until };
+        let Some(frames) = &mut self.frames else {
+            return error;
+        };
+        let mut frames = Pin::new(frames);
+        if is_too_long {
+            // Said already if it was one frame that was too long.
+            let close = tokio_websockets::Message::close(Some(CloseCode::MESSAGE_TOO_BIG), "");
+            let _ = frames.as_mut().start_send(close);
+        }
+        let _ = frames.poll_flush(cx);
+        error
+    }
+
+    /// Waits, a little, for the server to end the connection, and ends our half.
+    fn poll_leave(&mut self, cx: &mut Context<'_>, until: Instant) -> Poll<()> {
+        let Some(frames) = &mut self.frames else {
+            return Poll::Ready(());
+        };
+        let _ = Pin::new(&mut *frames).poll_flush(cx);
+        let io = frames.get_mut();
+        let mut is_over = now() >= until;
+        let mut reads = 0;
+        while !is_over {
+            let mut room = [0; 1024];
+            let mut room = ReadBuf::new(&mut room);
+            match Pin::new(&mut io.io).poll_read(cx, &mut room) {
+                Poll::Ready(Ok(())) if !room.filled().is_empty() => {
+                    reads += 1;
+                    if reads == MOST_IN_ONE_TURN {
+                        cx.waker().wake_by_ref();
+                        return Poll::Pending;
+                    }
+                }
+                Poll::Ready(_) => is_over = true,
+                Poll::Pending => {
+                    let alarm = self
+                        .alarm
+                        .get_or_insert_with(|| Box::pin(sleep_until(until.into())));
+                    alarm.as_mut().reset(until.into());
+                    ready!(alarm.as_mut().poll(cx));
+                    is_over = true;
+                }
+            }
+        }
+        let _ = Pin::new(&mut io.io).poll_shutdown(cx);
+        Poll::Ready(())
+    }
+
+    fn end(&mut self) {
+        self.state = State::Ended;
+        self.frames = None;
+        self.alarm = None;
+    }
+
+    fn fail(&mut self, error: Error) -> Error {
+        self.end();
+        self.failure = Some(error.clone());
+        error
+    }
+
+    fn took_too_long(&self) -> Error {
+        let limit = self.options.close_timeout;
+        let message = format!("the closing took longer than close_timeout of {limit:?}");
+        Error::new(ErrorKind::Timeout, message).at(Phase::Receive)
+    }
+
+    fn is_closed(&self) -> Error {
+        let message = match (&self.close, self.state) {
+            (Some(frame), _) => match frame.code {
+                Some(code) => format!("the peer has closed the WebSocket with code {code}"),
+                None => "the peer has closed the WebSocket".to_owned(),
+            },
+            (None, _) => "the WebSocket is closed".to_owned(),
+        };
+        Error::new(ErrorKind::ConnectionLost, message).at(Phase::Send)
+    }
+
+    fn describe(&self, error: WsError) -> Error {
+        match error {
+            WsError::Io(error) => {
+                // Of a stream of HTTP/2, which says more.
+                let inner = error.get_ref().and_then(|e| e.downcast_ref::<Error>());
+                match inner {
+                    Some(inner) => inner.clone(),
+                    None => {
+                        let message = "the connection of the WebSocket was lost";
+                        Error::new(ErrorKind::ConnectionLost, message).with_source(error)
+                    }
+                }
+            }
+            WsError::PayloadTooLong { len, max_len } => {
+                let message = format!(
+                    "a message of {len} bytes or more came, the most is max_message_bytes of {max_len}"
+                );
+                Error::new(ErrorKind::TooLarge, message)
+            }
+            WsError::AlreadyClosed => self.is_closed(),
+            other => {
+                let message = "the peer broke the WebSocket protocol";
+                Error::new(ErrorKind::Protocol, message).with_source(other)
+            }
+        }
+    }
+}
+
+/// Notes when something came.
+#[derive(Debug)]
+struct Watched<T> {
+    io: T,
+    heard: Heard,
+}
+
+impl<T: AsyncRead + Unpin> AsyncRead for Watched<T> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        ready!(Pin::new(&mut self.io).poll_read(cx, buf))?;
+        if buf.filled().len() > before {
+            self.heard.reads += 1;
+            self.heard.at = now();
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<T: AsyncWrite + Unpin> AsyncWrite for Watched<T> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
