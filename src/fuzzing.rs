@@ -75,6 +75,14 @@ pub fn sse_decoder(data: &[u8]) {
     }
 }
 
+/// What a server says in a WebSocket; the first byte is the size of the pieces that it arrives in.
+#[cfg(feature = "websocket")]
+pub fn websocket(data: &[u8]) {
+    if let Some((&piece, input)) = data.split_first() {
+        crate::websocket::check_session(input, usize::from(piece));
+    }
+}
+
 /// A big-endian position, taken modulo the length of what follows, so that every input has one.
 fn split_position(data: &[u8]) -> Option<(usize, &[u8])> {
     let (position, input) = data.split_first_chunk::<2>()?;
@@ -97,7 +105,7 @@ mod tests {
     type Target = fn(&[u8]);
 
     /// Every target with the bytes that its format is made of.
-    const TARGETS: [(&str, Target, &[u8]); 11] = [
+    const TARGETS: &[(&str, Target, &[u8])] = &[
         ("h1_head", h1_head, b"HTTP/1.10 2\r\n\t:aZ-\0;=\x80"),
         (
             "h1_chunked",
@@ -148,6 +156,12 @@ mod tests {
             sse_decoder,
             b"\0\x01data:eventidry x7\n\r\xef\xbb\xbf\xc3\xa4",
         ),
+        #[cfg(feature = "websocket")]
+        (
+            "websocket",
+            websocket,
+            b"\x00\x01\x02\x80\x81\x82\x88\x89\x8a\x03\xe8\x7e\x7f\xc3\xa4 xyz",
+        ),
         ("origin", origin, b"htps:/@[].%?#\\0127xfn-_ABZ\xc3\xbc\t"),
     ];
     const MIN_SEEDS: usize = 8;
@@ -169,7 +183,7 @@ mod tests {
 
     #[test]
     fn every_seed_holds() {
-        for (name, target, _) in TARGETS {
+        for &(name, target, _) in TARGETS {
             let seeds = seeds(name);
             assert!(seeds.len() >= MIN_SEEDS, "{name} has {} seeds", seeds.len());
             for seed in &seeds {
@@ -245,7 +259,7 @@ mod tests {
     }
 
     fn drive(name: &str) {
-        let (_, target, alphabet) = TARGETS.into_iter().find(|t| t.0 == name).expect("a target");
+        let &(_, target, alphabet) = TARGETS.iter().find(|t| t.0 == name).expect("a target");
         let mutated =
             (select(seeds(name)), vec(edit(alphabet), 1..12)).prop_map(|(mut seed, edits)| {
                 apply(&edits, &mut seed);
@@ -293,6 +307,12 @@ mod tests {
     #[test]
     fn sse_decoder_holds_over_random_streams() {
         drive("sse_decoder");
+    }
+
+    #[cfg(feature = "websocket")]
+    #[test]
+    fn websocket_holds_over_random_frames() {
+        drive("websocket");
     }
 
     #[test]

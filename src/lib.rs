@@ -163,13 +163,13 @@ pub mod websocket;
 pub use body::Body;
 #[cfg(feature = "tower")]
 pub use client::ServiceFuture;
-#[cfg(feature = "websocket")]
-pub use client::{WebSocket, WebSocketBuilder, WebSocketReceiver, WebSocketSender};
 pub use client::{
     Client, ClientBuilder, ConnectionPool, ConnectionPoolBuilder, EventStream, EventTiming,
     KeyPlace, Provider, RequestBuilder, RequestOptions, Response, ResponseBody, RetryPolicy,
     Timeouts, TimingHandle, Upgraded,
 };
+#[cfg(feature = "websocket")]
+pub use client::{WebSocket, WebSocketBuilder, WebSocketReceiver, WebSocketSender};
 pub use close_reason::CloseReason;
 pub use connection::{
     ConnectionId, ConnectionInfo, ConnectionLimits, IpVersion, Protocols, RaceOptions,

@@ -16,6 +16,11 @@ impl Text {
         Self(ByteString::from_static(text))
     }
 
+    #[cfg(feature = "websocket")]
+    pub(crate) fn from_utf8(bytes: Bytes) -> Option<Self> {
+        ByteString::try_from(bytes).ok().map(Self)
+    }
+
     /// What is not UTF-8 becomes U+FFFD; only then it is copied.
     pub(crate) fn decode(bytes: Bytes) -> Self {
         match ByteString::try_from(bytes.clone()) {

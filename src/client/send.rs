@@ -130,8 +130,8 @@ impl Route {
             let until = until.load();
             until.as_ref().is_some_and(|until| now() < **until)
         };
-        let is_required = is_before(&self.http1_until)
-            || is_websocket && is_before(&self.websockets_http1_until);
+        let is_required =
+            is_before(&self.http1_until) || is_websocket && is_before(&self.websockets_http1_until);
         let over_http1 = is_required.then(|| self.over_http1()).flatten();
         over_http1.unwrap_or(self)
     }

@@ -45,7 +45,9 @@ impl Client {
         let absolute = as_http.into_iter().find_map(|(from, to)| {
             let start = path.get(..from.len())?;
             let rest = &path[from.len()..];
-            start.eq_ignore_ascii_case(from).then(|| format!("{to}{rest}"))
+            start
+                .eq_ignore_ascii_case(from)
+                .then(|| format!("{to}{rest}"))
         });
         let path = absolute.as_deref().unwrap_or(path);
         WebSocketBuilder {

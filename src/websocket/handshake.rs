@@ -27,7 +27,9 @@ impl Handshake {
     /// # Errors
     /// Invalid: a subprotocol that is no token, or a system that has no randomness to give.
     pub(crate) fn new(subprotocols: Vec<String>) -> Result<Self, Error> {
-        subprotocols.iter().try_for_each(|name| check_subprotocol(name))?;
+        subprotocols
+            .iter()
+            .try_for_each(|name| check_subprotocol(name))?;
         let mut nonce = [0; 16];
         getrandom::fill(&mut nonce).map_err(|e| {
             Error::invalid("the system gives no random bytes for the WebSocket key").with_source(e)
@@ -100,7 +102,9 @@ impl Handshake {
         }
         if let Some(extensions) = headers.get(SEC_WEBSOCKET_EXTENSIONS) {
             let name = escape_peer_text(extensions.as_bytes());
-            return wrong(format!("the server uses `{name}`, and no extension was asked for"));
+            return wrong(format!(
+                "the server uses `{name}`, and no extension was asked for"
+            ));
         }
         let mut chosen = headers.get_all(SEC_WEBSOCKET_PROTOCOL).iter();
         let (Some(first), more) = (chosen.next(), chosen.next()) else {
@@ -112,7 +116,9 @@ impl Handshake {
             Some(chosen) if more.is_none() => Ok(Some(chosen.clone())),
             _ => {
                 let name = escape_peer_text(first.as_bytes());
-                wrong(format!("the server chose subprotocol `{name}`, which was not asked for"))
+                wrong(format!(
+                    "the server chose subprotocol `{name}`, which was not asked for"
+                ))
             }
         }
     }
@@ -219,7 +225,10 @@ mod tests {
         for wrong in [
             &[("sec-websocket-protocol", "B")][..],
             &[("sec-websocket-protocol", "a, b")],
-            &[("sec-websocket-protocol", "a"), ("sec-websocket-protocol", "b")],
+            &[
+                ("sec-websocket-protocol", "a"),
+                ("sec-websocket-protocol", "b"),
+            ],
             &[("sec-websocket-extensions", "x")],
         ] {
             assert!(check(wrong).is_err(), "{wrong:?}");
@@ -240,7 +249,9 @@ mod tests {
             assert_eq!(headers[name], value);
         }
         assert!(handshake(&[]).write(&mut headers).unwrap_err().is_invalid());
-        let keys: Vec<_> = (0..2).map(|_| Handshake::new(Vec::new()).unwrap().key).collect();
+        let keys: Vec<_> = (0..2)
+            .map(|_| Handshake::new(Vec::new()).unwrap().key)
+            .collect();
         assert_ne!(keys[0], keys[1]);
         assert_eq!(BASE64.decode(&keys[0]).unwrap().len(), 16);
     }
@@ -249,7 +260,10 @@ mod tests {
     fn subprotocols_are_tokens() {
         assert!(check_subprotocol("v1.json+x").is_ok());
         for wrong in ["", "a b", "a,b", "ä", "a\r\nb"] {
-            assert!(check_subprotocol(wrong).unwrap_err().is_invalid(), "{wrong:?}");
+            assert!(
+                check_subprotocol(wrong).unwrap_err().is_invalid(),
+                "{wrong:?}"
+            );
         }
     }
 }

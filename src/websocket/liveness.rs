@@ -49,7 +49,11 @@ impl Liveness {
         if let Some(asked) = self.asked {
             if asked.reads == heard.reads {
                 let until = deadline(asked.at, self.patience);
-                return if now < until { Due::At(until) } else { Due::Dead };
+                return if now < until {
+                    Due::At(until)
+                } else {
+                    Due::Dead
+                };
             }
             self.asked = None;
         }

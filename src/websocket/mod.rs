@@ -6,6 +6,8 @@
 
 mod handshake;
 mod liveness;
+#[cfg(any(test, fuzzing))]
+mod replay;
 mod session;
 
 use bytes::Bytes;
@@ -14,6 +16,8 @@ use crate::error::Error;
 use crate::text::Text;
 
 pub(crate) use handshake::Handshake;
+#[cfg(any(test, fuzzing))]
+pub(crate) use replay::check_session;
 pub(crate) use session::{Session, SessionOptions};
 
 /// What one side says to the other. Pings, pongs and fragments are below it.
@@ -133,7 +137,10 @@ mod tests {
             assert!(CloseFrame::new(code, "").is_ok(), "{code}");
         }
         for code in [0, 999, 1004, 1005, 1006, 1015, 1016, 2999, 5000, 65535] {
-            assert!(CloseFrame::new(code, "").unwrap_err().is_invalid(), "{code}");
+            assert!(
+                CloseFrame::new(code, "").unwrap_err().is_invalid(),
+                "{code}"
+            );
         }
         assert!(CloseFrame::new(1000, &"x".repeat(123)).is_ok());
         assert!(CloseFrame::new(1000, &"x".repeat(124)).is_err());

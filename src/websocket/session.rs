@@ -12,6 +12,7 @@ use futures_core::Stream;
 use futures_sink::Sink;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep_until};
+use tokio_websockets::proto::ProtocolError;
 use tokio_websockets::{ClientBuilder, CloseCode, Error as WsError, Limits, WebSocketStream};
 
 use crate::clock::{deadline, now};
@@ -177,12 +178,15 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Session<T> {
             if message.is_text() || message.is_binary() {
                 let is_text = message.is_text();
                 let bytes = Bytes::from(message.into_payload());
-                let message = if is_text {
-                    Message::Text(Text::decode(bytes))
-                } else {
-                    Message::Binary(bytes)
+                if !is_text {
+                    return Poll::Ready(Some(Ok(Message::Binary(bytes))));
+                }
+                // Looked at already, but for a last fragment that is empty (tokio-websockets 0.13.3).
+                let message = match Text::from_utf8(bytes) {
+                    Some(text) => Ok(Message::Text(text)),
+                    None => Err(self.refuse(cx, ProtocolError::InvalidUtf8.into())),
                 };
-                return Poll::Ready(Some(Ok(message)));
+                return Poll::Ready(Some(message));
             }
             if let Some((code, reason)) = message.as_close() {
                 let code = (code != CloseCode::NO_STATUS_RECEIVED).then(|| code.into());
@@ -234,9 +238,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Session<T> {
             written = frames.as_mut().poll_ready(cx);
             if let Poll::Ready(Ok(())) = written {
                 let message = match message.take() {
-                    Some(Message::Text(text)) => {
-                        tokio_websockets::Message::text(text.into_bytes())
-                    }
+                    Some(Message::Text(text)) => tokio_websockets::Message::text(text.into_bytes()),
                     Some(Message::Binary(bytes)) => tokio_websockets::Message::binary(bytes),
                     None => unreachable!("it was looked for"),
                 };
@@ -385,7 +387,11 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Session<T> {
     /// The peer, or its connection, has failed us. It is told what it did wrong, if it still listens.
     fn refuse(&mut self, cx: &mut Context<'_>, error: WsError) -> Error {
         let is_io = matches!(error, WsError::Io(_));
-        let is_too_long = matches!(error, WsError::PayloadTooLong { .. });
+        let code = match error {
+            WsError::PayloadTooLong { .. } => CloseCode::MESSAGE_TOO_BIG,
+            WsError::Protocol(ProtocolError::InvalidUtf8) => CloseCode::INVALID_FRAME_PAYLOAD_DATA,
+            _ => CloseCode::PROTOCOL_ERROR,
+        };
         let error = self.describe(error).at(Phase::Receive);
         if is_io {
             return self.fail(error);
@@ -397,11 +403,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Session<T> {
             return error;
         };
         let mut frames = Pin::new(frames);
-        if is_too_long {
-            // Said already if it was one frame that was too long.
-            let close = tokio_websockets::Message::close(Some(CloseCode::MESSAGE_TOO_BIG), "");
-            let _ = frames.as_mut().start_send(close);
-        }
+        // Said already, and not said twice, if it was seen in a single frame.
+        let close = tokio_websockets::Message::close(Some(code), "");
+        let _ = frames.as_mut().start_send(close);
         let _ = frames.poll_flush(cx);
         error
     }

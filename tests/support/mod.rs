@@ -9,6 +9,7 @@
 //! | [`h2_peer`] | an HTTP/2 peer scripted frame by frame |
 //! | [`half_rtt`] | a server that answers early data with its first flight |
 //! | [`providers`] | servers that play DeepSeek, Gemini, Groq and Codestral |
+//! | `websocket` | a server of WebSockets (hyper and tungstenite) over both protocols |
 //! | [`stall`] | peers that never get as far as HTTP |
 //! | [`raw_dns`] | a name server that answers with whatever bytes a test makes |
 //! | [`proxy`] | a proxy: CONNECT, absolute-form, SOCKS5, with TLS or without |
@@ -37,3 +38,5 @@ pub mod raw_dns;
 pub mod server;
 pub mod sim;
 pub mod stall;
+#[cfg(feature = "websocket")]
+pub mod websocket;

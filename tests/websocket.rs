@@ -1,0 +1,304 @@
+//! WebSocket sessions over both protocols, against a server that others have written.
+#![cfg(feature = "websocket")]
+
+mod common;
+mod support;
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use bytes::Bytes;
+use common::{BOTH, eventually, in_time, join_all};
+use firstbyte::tls::TlsOptions;
+use firstbyte::websocket::Message;
+use firstbyte::{Client, ConnectionPool, ErrorKind, Protocols, WebSocket};
+use http::{StatusCode, Version};
+use support::pki::{self, Pki};
+use support::websocket::WebSocketServer;
+
+struct World {
+    server: WebSocketServer,
+    pool: ConnectionPool,
+}
+
+impl World {
+    async fn new(alpn: &[&str], allows: bool) -> Self {
+        let pki = Pki::new();
+        let tls = pki::server_config(&pki.server(&["ws.test"]), alpn);
+        let server = WebSocketServer::start(tls, allows).await;
+        let tls = TlsOptions::new().builtin_roots(false);
+        let pool = ConnectionPool::builder()
+            .resolve_to("ws.test", [IpAddr::from([127, 0, 0, 1])])
+            .tls(tls.add_root(pki.ca_der()))
+            .build()
+            .unwrap();
+        Self { server, pool }
+    }
+
+    /// Where WebSockets may go over both.
+    async fn sound() -> Self {
+        Self::new(&["h2", "http/1.1"], true).await
+    }
+
+    fn client(&self, protocols: Protocols) -> Client {
+        let url = format!("https://ws.test:{}", self.server.port);
+        let builder = self.pool.client_builder(url).protocols(protocols);
+        builder.build().unwrap()
+    }
+
+    fn stats(&self) -> (usize, usize) {
+        let stats = self.pool.stats();
+        (stats.open, stats.upgraded)
+    }
+}
+
+async fn echo(socket: &mut WebSocket, message: impl Into<Message>) {
+    let message = message.into();
+    socket.send(message.clone()).await.unwrap();
+    let came = socket.next().await.expect("a message").unwrap();
+    assert!(came == message, "{} bytes", message.as_bytes().len());
+}
+
+async fn get(client: &Client) {
+    let mut response = client.get("/").send().await.unwrap();
+    assert_eq!(response.text().await.unwrap(), "GET");
+}
+
+#[tokio::test]
+async fn messages_of_every_length_come_back_and_the_end_is_clean() {
+    in_time(async {
+        for protocols in BOTH {
+            let world = World::sound().await;
+            let client = world.client(protocols);
+            let mut socket = client.websocket("/echo").connect().await.unwrap();
+            let expected = match protocols {
+                Protocols::Http1 => Version::HTTP_11,
+                _ => Version::HTTP_2,
+            };
+            assert_eq!(socket.connection().protocol(), expected);
+            echo(&mut socket, "").await;
+            echo(&mut socket, "\u{1f9ed} grüß").await;
+            // The bounds of each form of a length, of a frame of tokio-websockets, and of any window.
+            for len in [0, 1, 125, 126, 127, 65_535, 65_536, 1 << 20, (4 << 20) + 1] {
+                let bytes: Vec<u8> = (0..len).map(|n: usize| (n % 251) as u8).collect();
+                echo(&mut socket, bytes).await;
+                echo(&mut socket, "x".repeat(len)).await;
+            }
+            let said = socket.close(1000, "done").await.unwrap();
+            assert_eq!((said.code, &*said.reason), (Some(1000), "done"));
+            assert!(socket.next().await.is_none());
+            let error = socket.send("more").await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::ConnectionLost, "{error}");
+            assert!(error.origin().is_some());
+            eventually("nothing is held", || {
+                let stats = world.pool.stats();
+                (stats.active, stats.upgraded) == (0, 0)
+            })
+            .await;
+            get(&client).await;
+            // The switched connection is gone, the shared one serves on.
+            let (http1, http2) = world.server.connections();
+            assert_eq!(
+                (http1, http2),
+                if protocols == Protocols::Http1 {
+                    (2, 0)
+                } else {
+                    (0, 1)
+                }
+            );
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn sessions_share_one_connection_with_requests() {
+    in_time(async {
+        let world = World::sound().await;
+        let client = world.client(Protocols::Auto);
+        get(&client).await;
+        let session = async |seed: u8| {
+            let mut socket = client.websocket("/echo").connect().await.unwrap();
+            // No handshake and no dial is waited for.
+            assert!(socket.metrics().connection_reused);
+            assert_eq!(socket.timing().tls(), None);
+            assert_eq!(socket.timing().tcp(), None);
+            assert!(socket.timing().is_complete());
+            for n in 0..50u8 {
+                echo(&mut socket, vec![seed ^ n; 300]).await;
+            }
+            socket.close(1000, "").await.unwrap();
+        };
+        tokio::join!(
+            join_all((0..5).map(session)),
+            join_all((0..20).map(|_| get(&client)))
+        );
+        assert_eq!(world.server.connections(), (0, 1));
+        assert_eq!(world.pool.stats().connections_created, 1);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn server_that_takes_none_over_http2_is_asked_over_http1_and_remembered() {
+    in_time(async {
+        let world = World::new(&["h2", "http/1.1"], false).await;
+        let client = world.client(Protocols::Auto);
+        for round in 1..=2 {
+            let mut socket = client.websocket("/echo").connect().await.unwrap();
+            assert_eq!(socket.connection().protocol(), Version::HTTP_11);
+            assert_eq!(socket.metrics().attempts, if round == 1 { 2 } else { 1 });
+            echo(&mut socket, "hello").await;
+            // Beside the HTTP/2 connection, which is kept, and shown apart from those that serve.
+            assert_eq!(world.stats(), (2, 1));
+            get(&client).await;
+            drop(socket);
+            eventually("its place is free", || world.stats() == (1, 0)).await;
+        }
+        assert_eq!(world.server.connections(), (2, 1));
+        assert_eq!(world.pool.stats().retries, 1);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn options_that_leave_no_way_are_told() {
+    in_time(async {
+        let world = World::new(&["h2", "http/1.1"], false).await;
+        let client = world.client(Protocols::Http2);
+        let error = client.websocket("/echo").connect().await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
+        get(&client).await;
+        assert_eq!(world.server.connections(), (0, 1));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn server_without_http2_is_asked_over_the_connection_there_is() {
+    in_time(async {
+        let world = World::new(&["http/1.1"], false).await;
+        let client = world.client(Protocols::Auto);
+        get(&client).await;
+        let mut socket = client.websocket("/echo").connect().await.unwrap();
+        assert!(socket.metrics().connection_reused);
+        echo(&mut socket, "hello").await;
+        assert_eq!(world.server.connections(), (1, 0));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn refusal_has_its_status_and_the_connection_serves_on() {
+    in_time(async {
+        for protocols in BOTH {
+            let world = World::sound().await;
+            let client = world.client(protocols);
+            let error = client.websocket("/refused").connect().await.unwrap_err();
+            assert!(error.is_status(), "{error}");
+            assert_eq!(error.status(), Some(StatusCode::FORBIDDEN));
+            if protocols == Protocols::Http1 {
+                // 2xx is a success over HTTP/2 alone.
+                let error = client.websocket("/bare").connect().await.unwrap_err();
+                assert_eq!(error.status(), Some(StatusCode::OK));
+            }
+            eventually("the connection is idle", || world.pool.stats().idle == 1).await;
+            get(&client).await;
+            let (http1, http2) = world.server.connections();
+            assert_eq!(http1 + http2, 1);
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn subprotocol_and_headers_reach_the_server() {
+    in_time(async {
+        for protocols in BOTH {
+            let world = World::sound().await;
+            let client = world.client(protocols);
+            let builder = client
+                .websocket("/echo")
+                .subprotocols(["v1.json", "v2.json"]);
+            let mut socket = builder.query([("room", "1")]).connect().await.unwrap();
+            assert_eq!(socket.subprotocol(), Some("v2.json"));
+            assert_eq!(socket.headers()["sec-websocket-protocol"], "v2.json");
+            echo(&mut socket, "hello").await;
+            let none = client.websocket("/echo").connect().await.unwrap();
+            assert_eq!(none.subprotocol(), None);
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn urls_of_websockets_are_those_of_their_origin() {
+    in_time(async {
+        let world = World::sound().await;
+        let client = world.client(Protocols::Auto);
+        let url = format!("WSS://ws.test:{}/echo", world.server.port);
+        let mut socket = client.websocket(&url).connect().await.unwrap();
+        echo(&mut socket, "hello").await;
+        for other in ["ws://ws.test/echo", "wss://other.test/echo"] {
+            let error = client.websocket(other).connect().await.unwrap_err();
+            assert!(error.is_invalid(), "{error}");
+        }
+        for builder in [
+            client.websocket("/echo").header("sec-websocket-key", "x"),
+            client.websocket("/echo").header("upgrade", "h2c"),
+            client.websocket("/echo").subprotocols(["a b"]),
+        ] {
+            let error = builder.connect().await.unwrap_err();
+            assert!(error.is_invalid() && error.origin().is_some(), "{error}");
+        }
+    })
+    .await;
+}
+
+/// Both sides send more than fits on the way, and neither waits for the other.
+#[tokio::test]
+async fn halves_work_by_themselves() {
+    in_time(async {
+        const MESSAGES: usize = 200;
+        const LEN: usize = 64 * 1024;
+        for protocols in BOTH {
+            let world = World::sound().await;
+            let client = world.client(protocols);
+            let socket = client.websocket("/echo").connect().await.unwrap();
+            let (mut sender, mut receiver) = socket.split();
+            let send = tokio::spawn(async move {
+                let bytes = Bytes::from(vec![7; LEN]);
+                for _ in 0..MESSAGES {
+                    sender.send(bytes.clone()).await.unwrap();
+                }
+                sender.close(1000, "that was all").await.unwrap();
+                sender.send("more").await.unwrap_err().kind()
+            });
+            let mut came = 0;
+            while let Some(message) = receiver.next().await {
+                assert_eq!(message.unwrap().as_bytes().len(), LEN);
+                came += 1;
+            }
+            assert_eq!(came, MESSAGES);
+            assert_eq!(send.await.unwrap(), ErrorKind::ConnectionLost);
+            assert_eq!(&*receiver.close_frame().unwrap().reason, "that was all");
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn opening_is_bounded_and_the_session_is_not() {
+    in_time(async {
+        let world = World::sound().await;
+        let client = world.client(Protocols::Http1);
+        let builder = client
+            .websocket("/echo")
+            .timeout(Duration::from_millis(200));
+        let mut socket = builder.connect().await.unwrap();
+        // That long it lasts in any case.
+        tokio::time::sleep(Duration::from_millis(250)).await;
+        echo(&mut socket, "hello").await;
+    })
+    .await;
+}
