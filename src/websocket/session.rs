@@ -138,13 +138,6 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Session<T> {
                 ready!(self.poll_leave(cx, until));
                 self.end();
             }
-            // A peer that goes on sending must not put it off.
-            if let State::Closing { until } = self.state
-                && now() >= until
-            {
-                let error = self.took_too_long();
-                return Poll::Ready(Some(Err(self.fail(error))));
-            }
             let Some(frames) = &mut self.frames else {
                 return Poll::Ready(None);
             };
