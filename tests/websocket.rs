@@ -25,7 +25,7 @@ impl World {
     async fn new(alpn: &[&str], allows: bool) -> Self {
         let pki = Pki::new();
         let tls = pki::server_config(&pki.server(&["ws.test"]), alpn);
-        let server = WebSocketServer::start(tls, allows).await;
+        let server = WebSocketServer::start(Some(tls), allows).await;
         let tls = TlsOptions::new().builtin_roots(false);
         let pool = ConnectionPool::builder()
             .resolve_to("ws.test", [IpAddr::from([127, 0, 0, 1])])

@@ -277,9 +277,11 @@ impl fmt::Debug for WebSocket {
 
 impl WebSocket {
     fn new(upgraded: Upgraded, facts: Facts, options: SessionOptions) -> Self {
+        let is_http2 = facts.connection.protocol() == Version::HTTP_2;
+        let session = Session::new(upgraded, is_http2, options);
         let tasks = Arc::new(Tasks::default());
         let shared = Arc::new(Shared {
-            session: Mutex::new(Session::new(upgraded, options)),
+            session: Mutex::new(session),
             waker: tasks.clone().into(),
             tasks,
             facts,

@@ -92,7 +92,7 @@ fn run(input: &[u8], piece: usize) -> Outcome {
         ping_interval: None,
         ..SessionOptions::default()
     };
-    let mut session = Session::new(replay, options);
+    let mut session = Session::new(replay, false, options);
     let mut cx = Context::from_waker(Waker::noop());
     let mut messages = Vec::new();
     let mut failed = None;

@@ -70,6 +70,9 @@ pub(crate) struct Session<T> {
     /// `None` once it has ended: whatever it runs over is given back at once.
     frames: Option<WebSocketStream<Watched<T>>>,
     options: SessionOptions,
+    /// We may end our way out before the server ends its own: over a stream of HTTP/2 that costs nobody anything, and
+    /// some servers wait for it (Apache 2.4.71). A TCP connection is the server's to end first.
+    ends_first: bool,
     state: State,
     liveness: Liveness,
     /// Fires no later than something is due; what it finds then may be later still.
@@ -94,7 +97,7 @@ impl<T> fmt::Debug for Session<T> {
 
 impl<T: AsyncRead + AsyncWrite + Unpin> Session<T> {
     /// Over a stream whose handshake is done.
-    pub(crate) fn new(io: T, options: SessionOptions) -> Self {
+    pub(crate) fn new(io: T, is_http2: bool, options: SessionOptions) -> Self {
         let limits = Limits::default().max_payload_len(Some(options.max_message_bytes));
         let watched = Watched {
             io,
@@ -107,6 +110,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Session<T> {
             frames: Some(ClientBuilder::new().limits(limits).take_over(watched)),
             liveness: Liveness::new(options.ping_interval, options.ping_timeout),
             options,
+            ends_first: is_http2,
             state: State::Open,
             alarm: None,
             pings: 0,
@@ -408,8 +412,11 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Session<T> {
         let Some(frames) = &mut self.frames else {
             return Poll::Ready(());
         };
-        let _ = Pin::new(&mut *frames).poll_flush(cx);
+        let flushed = Pin::new(&mut *frames).poll_flush(cx);
         let io = frames.get_mut();
+        if self.ends_first && flushed.is_ready() {
+            let _ = Pin::new(&mut io.io).poll_shutdown(cx);
+        }
         let mut is_over = now() >= until;
         let mut reads = 0;
         while !is_over {

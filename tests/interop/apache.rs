@@ -11,7 +11,7 @@ use crate::load::Failure;
 use crate::process::Scratch;
 use crate::site::{Settings, Site, Software};
 
-struct Apache;
+pub(crate) struct Apache;
 
 impl Software for Apache {
     fn program(&self) -> &'static str {

@@ -11,7 +11,7 @@ use crate::load::Failure;
 use crate::process::Scratch;
 use crate::site::{Settings, Site, Software};
 
-struct Caddy;
+pub(crate) struct Caddy;
 
 impl Software for Caddy {
     fn program(&self) -> &'static str {

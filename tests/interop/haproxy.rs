@@ -11,11 +11,11 @@ use crate::process::Scratch;
 use crate::site::{Settings, Software};
 
 /// The master misses signals that come in its first moments, so it is there only where it is wanted.
-struct Haproxy {
+pub(crate) struct Haproxy {
     has_master: bool,
 }
 
-static ALONE: Haproxy = Haproxy { has_master: false };
+pub(crate) static ALONE: Haproxy = Haproxy { has_master: false };
 static WITH_MASTER: Haproxy = Haproxy { has_master: true };
 
 impl Software for Haproxy {

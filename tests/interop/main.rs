@@ -22,6 +22,7 @@
 //! | 413 to an upload that has hardly begun | yes | none | - | - | none | - |
 //! | end without GOAWAY, idle and in flight; then a new start | - | - | - | - | h2 | yes |
 //! | h2 without TLS, by prior knowledge | - | - | - | - | yes | - |
+//! | WebSockets (feature `websocket`) | h1 | h1, h2 | h1 | h1, h2 | - | h2 (3) |
 //! | padded frames, pushes that were refused in SETTINGS | - | - | - | - | yes | - |
 //!
 //! `-`: not tried; `none`: the server has no such thing.
@@ -30,6 +31,7 @@
 //!    and the test asks again.
 //! 2. mod_http2 says GOAWAY with 2^31-1 and then fails the whole connection if a stream that was under way arrives. The
 //!    requests whose answers it has not sent by then are lost, and the client says ConnectionLost, MaybeProcessed.
+//! 3. A tunnel alone: extended CONNECT, and bytes.
 //!
 //! Seen with nginx 1.22.1, HAProxy 2.6.12, Caddy 2.6.2, Apache 2.4.71, nghttpd 1.52.0 (Debian 12) and Node 20.20.2.
 //!
@@ -52,3 +54,4 @@ mod nginx;
 mod node;
 mod process;
 mod site;
+mod websockets;

@@ -12,7 +12,7 @@ use crate::load::{Failure, Posts, one, processed};
 use crate::process::Scratch;
 use crate::site::{Settings, Site, Software};
 
-struct Nginx;
+pub(crate) struct Nginx;
 
 impl Software for Nginx {
     fn program(&self) -> &'static str {

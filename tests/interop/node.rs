@@ -8,6 +8,8 @@ use bytes::Bytes;
 use firstbyte::{
     Client, ConnectionPool, ConnectionUse, ErrorKind, Http2Options, Limits, Protocols, ReplaySafety,
 };
+use http::Method;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
@@ -351,4 +353,32 @@ async fn killed_server_wakes_everybody_and_is_found_again() {
         })
         .await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tunnels_carry_bytes_both_ways() {
+    let Some(site) = Site::start(&Node, Settings::default()).await else {
+        return;
+    };
+    in_time(async {
+        let pool = site.pool();
+        let client = site.client(&pool, Protocols::Auto);
+        let sent = noise(1 << 20);
+        for _ in 0..3 {
+            let request = client.request(Method::CONNECT, "/");
+            let response = request.extended_connect("websocket").send().await.unwrap();
+            assert_eq!(facts::header(&response, "x-said"), "websocket");
+            let (mut from, mut to) = tokio::io::split(response.upgrade().unwrap());
+            let mut came = Vec::new();
+            let write = async {
+                to.write_all(&sent).await.unwrap();
+                to.shutdown().await.unwrap();
+            };
+            let ((), read) = tokio::join!(write, from.read_to_end(&mut came));
+            read.unwrap();
+            assert!(came == sent, "what came back is not what was sent");
+        }
+        assert_eq!(pool.stats().connections_created, 1);
+    })
+    .await;
 }

@@ -8,6 +8,7 @@
 //   GET  /goodbye    hello, and the end of the connection once everything is answered
 //   any  /held       never answered; a line in the log
 //   GET  /half       a head, half a body, and nothing more
+//   CONNECT with a protocol (RFC 8441): an echo of whatever comes
 //
 // SIGUSR2: every connection is dropped without a word.
 'use strict';
@@ -19,7 +20,7 @@ const server = http2.createSecureServer({
   allowHTTP1: true,
   key: fs.readFileSync(`${dir}/key.pem`),
   cert: fs.readFileSync(`${dir}/cert.pem`),
-  settings: { maxConcurrentStreams: Number(streams) },
+  settings: { maxConcurrentStreams: Number(streams), enableConnectProtocol: true },
 });
 
 const sockets = new Set();
@@ -85,6 +86,13 @@ server.on('request', (request, response) => {
       response.statusCode = 404;
       response.end();
   }
+});
+
+server.on('connect', (request, response) => {
+  const { stream } = response;
+  stream.on('error', () => {});
+  stream.respond({ ':status': 200, 'x-said': request.headers[':protocol'] });
+  stream.pipe(stream);
 });
 
 server.listen(Number(port), '127.0.0.1');

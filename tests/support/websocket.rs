@@ -16,6 +16,7 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::ServerConfig;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 use tokio_tungstenite::WebSocketStream;
@@ -35,37 +36,38 @@ struct Counts {
 }
 
 impl WebSocketServer {
-    /// By ALPN it speaks what the configuration says; `allows` says whether WebSockets may go over HTTP/2.
-    pub async fn start(tls: ServerConfig, allows: bool) -> Self {
+    /// By ALPN it speaks what the configuration says, and HTTP/1.1 without TLS; `allows` says whether WebSockets may go
+    /// over HTTP/2.
+    pub async fn start(tls: Option<ServerConfig>, allows: bool) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let counts = Arc::<Counts>::default();
         let counted = counts.clone();
-        let acceptor = TlsAcceptor::from(Arc::new(tls));
+        let acceptor = tls.map(|tls| TlsAcceptor::from(Arc::new(tls)));
         let task = tokio::spawn(async move {
             while let Ok((tcp, _)) = listener.accept().await {
                 tcp.set_nodelay(true).unwrap();
                 let (acceptor, counts) = (acceptor.clone(), counted.clone());
                 tokio::spawn(async move {
+                    let Some(acceptor) = acceptor else {
+                        counts.http1.fetch_add(1, SeqCst);
+                        return http1(tcp).await;
+                    };
                     let Ok(io) = acceptor.accept(tcp).await else {
                         return;
                     };
-                    let is_http2 = io.get_ref().1.alpn_protocol() == Some(b"h2");
-                    let service = service_fn(move |request| async move { answer(request) });
-                    if is_http2 {
-                        counts.http2.fetch_add(1, SeqCst);
-                        let mut builder =
-                            hyper::server::conn::http2::Builder::new(TokioExecutor::new());
-                        if allows {
-                            builder.enable_connect_protocol();
-                        }
-                        let _ = builder.serve_connection(TokioIo::new(io), service).await;
-                    } else {
+                    if io.get_ref().1.alpn_protocol() != Some(b"h2") {
                         counts.http1.fetch_add(1, SeqCst);
-                        let builder = hyper::server::conn::http1::Builder::new();
-                        let served = builder.serve_connection(TokioIo::new(io), service);
-                        let _ = served.with_upgrades().await;
+                        return http1(io).await;
                     }
+                    counts.http2.fetch_add(1, SeqCst);
+                    let service = service_fn(async |request| answer(request));
+                    let mut builder =
+                        hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+                    if allows {
+                        builder.enable_connect_protocol();
+                    }
+                    let _ = builder.serve_connection(TokioIo::new(io), service).await;
                 });
             }
         });
@@ -83,6 +85,13 @@ impl Drop for WebSocketServer {
     fn drop(&mut self) {
         self.task.abort();
     }
+}
+
+async fn http1(io: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) {
+    let service = service_fn(async |request| answer(request));
+    let builder = hyper::server::conn::http1::Builder::new();
+    let served = builder.serve_connection(TokioIo::new(io), service);
+    let _ = served.with_upgrades().await;
 }
 
 type Answer = Result<Response<Full<Bytes>>, http::Error>;
@@ -114,7 +123,9 @@ fn is_sound(method: &Method, headers: &HeaderMap, over_http2: bool) -> bool {
                     .all(|name| !headers.contains_key(name))
         } else {
             method == Method::GET
-                && headers.get(CONNECTION).is_some_and(|v| v == "upgrade")
+                && headers
+                    .get(CONNECTION)
+                    .is_some_and(|v| v.as_bytes().eq_ignore_ascii_case(b"upgrade"))
                 && headers.get_all(SEC_WEBSOCKET_KEY).iter().count() == 1
         }
 }
