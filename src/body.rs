@@ -3,6 +3,7 @@
 //! Whether a failed request may be sent again depends on whether its body can be produced again;
 //! [`Body`] knows.
 
+use std::any::Any;
 use std::error::Error as StdError;
 use std::fmt;
 use std::pin::Pin;
@@ -40,12 +41,22 @@ impl Body {
     }
 
     /// Any [`http_body::Body`]. Its length is sent as `content-length` if its size hint is exact.
-    /// It can be sent once.
+    /// It can be sent once, unless it has ended already, or is a `Body`, which stays what it is.
     pub fn wrap<B>(body: B) -> Self
     where
         B: HttpBody<Data = Bytes> + Send + 'static,
         B::Error: Into<BoxError>,
     {
+        if body.is_end_stream() {
+            return Self::empty();
+        }
+        let mut body = Some(body);
+        if let Some(same) = (&mut body as &mut dyn Any).downcast_mut::<Option<Self>>() {
+            return same.take().unwrap_or_default();
+        }
+        let Some(body) = body else {
+            return Self::empty();
+        };
         Self {
             kind: Kind::Stream {
                 body: Box::pin(BoxedErrors {
@@ -287,6 +298,11 @@ mod tests {
         let (first, rest) = Body::factory(|| Body::from("x")).for_attempt();
         assert_eq!(first.as_bytes().unwrap(), "x");
         assert!(rest.is_some());
+
+        let same = Body::wrap(Body::from("abc"));
+        assert_eq!(same.as_bytes().unwrap(), "abc");
+        let ended = Body::wrap(http_body_util::Empty::<Bytes>::new());
+        assert!(ended.for_attempt().1.is_some());
 
         let stream = Body::wrap(http_body_util::Full::new(Bytes::from("s")));
         assert_eq!(stream.exact_len(), Some(1));

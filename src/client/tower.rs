@@ -2,12 +2,16 @@
 //!
 //! They are always ready: what a request has to wait for it waits for in its own future, within its timeouts, where the
 //! pool is fair to all who wait.
+//!
+//! Any [`http_body::Body`] will do, so that layers and whole clients of others (tonic's, for gRPC) sit on top as they are.
+//! A [`Body`] stays what it is: one of bytes can be sent again.
 
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
+use bytes::Bytes;
 use tower_service::Service;
 
 use crate::body::Body;
@@ -18,6 +22,7 @@ use super::options::RequestOptions;
 use super::provider_client::Client;
 use super::response_body::ResponseBody;
 
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
 type Answer = Result<http::Response<ResponseBody>, Error>;
 
 /// The future of a request that was made through [`Service`]. Dropping it is dropping
@@ -41,7 +46,8 @@ impl Future for ServiceFuture {
 /// [`ConnectionPool::send`]: absolute URLs, settings as [`RequestOptions`] in the request's extensions.
 impl<B> Service<http::Request<B>> for ConnectionPool
 where
-    B: Into<Body> + Send + 'static,
+    B: http_body::Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<BoxError>,
 {
     type Response = http::Response<ResponseBody>;
     type Error = Error;
@@ -53,7 +59,7 @@ where
 
     fn call(&mut self, request: http::Request<B>) -> ServiceFuture {
         let pool = self.clone();
-        let request = request.map(Into::into);
+        let request = request.map(Body::wrap);
         ServiceFuture(Box::pin(async move { pool.send(request).await }))
     }
 }
@@ -62,7 +68,8 @@ where
 /// the client's headers and options hold, with [`RequestOptions`] in the request's extensions.
 impl<B> Service<http::Request<B>> for Client
 where
-    B: Into<Body> + Send + 'static,
+    B: http_body::Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<BoxError>,
 {
     type Response = http::Response<ResponseBody>;
     type Error = Error;
@@ -79,7 +86,7 @@ where
             .request(parts.method, parts.uri.to_string())
             .headers(parts.headers)
             .options(options.unwrap_or_default())
-            .body(body);
+            .body(Body::wrap(body));
         ServiceFuture(Box::pin(
             async move { Ok(request.send().await?.into_http()) },
         ))

@@ -10,6 +10,7 @@
 //! | [`half_rtt`] | a server that answers early data with its first flight |
 //! | [`providers`] | servers that play DeepSeek, Gemini, Groq and Codestral |
 //! | `websocket` | a server of WebSockets (hyper and tungstenite) over both protocols |
+//! | [`grpc`] | the health service of gRPC (tonic's) |
 //! | [`stall`] | peers that never get as far as HTTP |
 //! | [`raw_dns`] | a name server that answers with whatever bytes a test makes |
 //! | [`proxy`] | a proxy: CONNECT, absolute-form, SOCKS5, with TLS or without |
@@ -26,6 +27,7 @@
 pub mod counting;
 pub mod dns;
 pub mod gate;
+pub mod grpc;
 pub mod h1_peer;
 pub mod h2_peer;
 pub mod half_rtt;
