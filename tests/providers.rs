@@ -265,3 +265,98 @@ async fn key_that_is_no_header_is_a_mistake_without_the_key() {
         assert!(error.is_invalid() && !format!("{error:?}").contains("SECRET"));
     }
 }
+
+#[cfg(feature = "websocket")]
+mod live {
+    //! Gemini's sessions over WebSocket.
+
+    use firstbyte::WebSocket;
+
+    use super::*;
+
+    async fn open(stage: &Stage, pool: &ConnectionPool, model: &str) -> WebSocket {
+        let role = stage.role("gemini");
+        let client = pool.get_client("gemini").expect("registered");
+        let url = role.provider.live_url().expect("it has sessions");
+        let mut socket = client.websocket(url).connect().await.unwrap();
+        let setup = format!(r#"{{"setup":{{"model":"models/{model}"}}}}"#);
+        socket.send(setup).await.unwrap();
+        assert_eq!(
+            next(&mut socket).await["setupComplete"],
+            serde_json::json!({})
+        );
+        socket
+    }
+
+    async fn next(socket: &mut WebSocket) -> serde_json::Value {
+        let message = socket.next().await.expect("a message").unwrap();
+        serde_json::from_slice(message.as_bytes()).unwrap()
+    }
+
+    const TURN: &str = r#"{"clientContent":{"turns":[{"role":"user","parts":[{"text":"Hi"}]}],"turnComplete":true}}"#;
+
+    #[tokio::test]
+    async fn sessions_have_turns_and_an_end() {
+        let stage = Stage::set().await;
+        let pool = stage.pool().build().unwrap();
+        register(&pool, &stage);
+        let mut socket = open(&stage, &pool, "slow").await;
+        for _ in 0..2 {
+            socket.send(TURN).await.unwrap();
+            let mut said = String::new();
+            loop {
+                let message = next(&mut socket).await;
+                if message["serverContent"]["turnComplete"] == true {
+                    break;
+                }
+                let part = &message["serverContent"]["modelTurn"]["parts"][0]["text"];
+                said.push_str(part.as_str().expect("text"));
+            }
+            assert_eq!(said, "Hello");
+            assert_eq!(next(&mut socket).await["goAway"]["timeLeft"], "30s");
+        }
+        assert_eq!(socket.close(1000, "").await.unwrap().code, Some(1000));
+        // A session that the provider ends says why.
+        let mut socket = open(&stage, &pool, "broken").await;
+        socket.send(TURN).await.unwrap();
+        assert!(next(&mut socket).await["serverContent"].is_object());
+        assert!(socket.next().await.is_none());
+        let said = socket.close_frame().unwrap();
+        assert_eq!((said.code, &*said.reason), (Some(1011), "overloaded"));
+    }
+
+    #[tokio::test]
+    async fn keys_travel_where_the_preset_says_and_show_nowhere() {
+        let stage = Stage::set().await;
+        let pool = stage.pool().build().unwrap();
+        let preset = stage.role("gemini").provider.clone();
+        for (place, key, is_taken) in [
+            (KeyPlace::Header("x-goog-api-key".into()), KEY, true),
+            (KeyPlace::Query("key".into()), KEY, true),
+            (KeyPlace::Query("key".into()), "sk-WRONG0123456789", false),
+        ] {
+            let provider = Provider {
+                key: place,
+                ..preset.clone()
+            };
+            let client = pool.client_builder(&*provider.base_url);
+            let client = client.key(&provider.key, key).build().unwrap();
+            let builder = client.websocket(provider.live_url().unwrap());
+            let shown = format!("{builder:?}");
+            let mut socket = builder.connect().await.unwrap();
+            socket
+                .send(r#"{"setup":{"model":"models/m"}}"#)
+                .await
+                .unwrap();
+            let shown = format!("{shown}{socket:?}{:?}", socket.connection());
+            assert!(!shown.contains(key), "{shown}");
+            match socket.next().await {
+                Some(message) => assert!(is_taken, "{message:?}"),
+                None => {
+                    assert!(!is_taken);
+                    assert_eq!(socket.close_frame().unwrap().code, Some(1007));
+                }
+            }
+        }
+    }
+}

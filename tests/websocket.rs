@@ -4,52 +4,41 @@
 mod common;
 mod support;
 
-use std::net::IpAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
-use common::{BOTH, eventually, in_time, join_all};
-use firstbyte::tls::TlsOptions;
+use common::{BOTH, World, eventually, in_time, join_all};
 use firstbyte::websocket::Message;
-use firstbyte::{Client, ConnectionPool, ErrorKind, Protocols, WebSocket};
+use firstbyte::{Client, ErrorKind, Protocols, WebSocket};
 use http::{StatusCode, Version};
-use support::pki::{self, Pki};
-use support::websocket::WebSocketServer;
+use support::server::{Builder, Reply, websocket};
 
-struct World {
-    server: WebSocketServer,
-    pool: ConnectionPool,
+/// Where WebSockets may go over both protocols.
+async fn sound() -> World {
+    world(&["h2", "http/1.1"], true).await
 }
 
-impl World {
-    async fn new(alpn: &[&str], allows: bool) -> Self {
-        let pki = Pki::new();
-        let tls = pki::server_config(&pki.server(&["ws.test"]), alpn);
-        let server = WebSocketServer::start(Some(tls), allows).await;
-        let tls = TlsOptions::new().builtin_roots(false);
-        let pool = ConnectionPool::builder()
-            .resolve_to("ws.test", [IpAddr::from([127, 0, 0, 1])])
-            .tls(tls.add_root(pki.ca_der()))
-            .build()
-            .unwrap();
-        Self { server, pool }
-    }
+async fn world(alpn: &[&str], over_http2: bool) -> World {
+    let server = |server: Builder| {
+        let server = server.websockets("/echo", over_http2, websocket::echo);
+        let server = server.handler(|request| match request.uri().path() {
+            "/refused" => Reply::status(403).body("no"),
+            _ => Reply::ok().body(request.method().to_string()),
+        });
+        server.alpn(alpn)
+    };
+    World::with(server, |pool| pool).await
+}
 
-    /// Where WebSockets may go over both.
-    async fn sound() -> Self {
-        Self::new(&["h2", "http/1.1"], true).await
-    }
+/// Connections that spoke HTTP/1.1, and HTTP/2.
+fn connections(world: &World) -> (usize, usize) {
+    let counts = world.server.counts();
+    (counts.h1_connections, counts.h2_connections)
+}
 
-    fn client(&self, protocols: Protocols) -> Client {
-        let url = format!("https://ws.test:{}", self.server.port);
-        let builder = self.pool.client_builder(url).protocols(protocols);
-        builder.build().unwrap()
-    }
-
-    fn stats(&self) -> (usize, usize) {
-        let stats = self.pool.stats();
-        (stats.open, stats.upgraded)
-    }
+fn open_and_upgraded(world: &World) -> (usize, usize) {
+    let stats = world.pool.stats();
+    (stats.open, stats.upgraded)
 }
 
 async fn echo(socket: &mut WebSocket, message: impl Into<Message>) {
@@ -68,7 +57,7 @@ async fn get(client: &Client) {
 async fn messages_of_every_length_come_back_and_the_end_is_clean() {
     in_time(async {
         for protocols in BOTH {
-            let world = World::sound().await;
+            let world = sound().await;
             let client = world.client(protocols);
             let mut socket = client.websocket("/echo").connect().await.unwrap();
             let expected = match protocols {
@@ -97,7 +86,7 @@ async fn messages_of_every_length_come_back_and_the_end_is_clean() {
             .await;
             get(&client).await;
             // The switched connection is gone, the shared one serves on.
-            let (http1, http2) = world.server.connections();
+            let (http1, http2) = connections(&world);
             assert_eq!(
                 (http1, http2),
                 if protocols == Protocols::Http1 {
@@ -114,7 +103,7 @@ async fn messages_of_every_length_come_back_and_the_end_is_clean() {
 #[tokio::test]
 async fn sessions_share_one_connection_with_requests() {
     in_time(async {
-        let world = World::sound().await;
+        let world = sound().await;
         let client = world.client(Protocols::Auto);
         get(&client).await;
         let session = async |seed: u8| {
@@ -133,7 +122,7 @@ async fn sessions_share_one_connection_with_requests() {
             join_all((0..5).map(session)),
             join_all((0..20).map(|_| get(&client)))
         );
-        assert_eq!(world.server.connections(), (0, 1));
+        assert_eq!(connections(&world), (0, 1));
         assert_eq!(world.pool.stats().connections_created, 1);
     })
     .await;
@@ -142,7 +131,7 @@ async fn sessions_share_one_connection_with_requests() {
 #[tokio::test]
 async fn server_that_takes_none_over_http2_is_asked_over_http1_and_remembered() {
     in_time(async {
-        let world = World::new(&["h2", "http/1.1"], false).await;
+        let world = world(&["h2", "http/1.1"], false).await;
         let client = world.client(Protocols::Auto);
         for round in 1..=2 {
             let mut socket = client.websocket("/echo").connect().await.unwrap();
@@ -150,12 +139,12 @@ async fn server_that_takes_none_over_http2_is_asked_over_http1_and_remembered() 
             assert_eq!(socket.metrics().attempts, if round == 1 { 2 } else { 1 });
             echo(&mut socket, "hello").await;
             // Beside the HTTP/2 connection, which is kept, and shown apart from those that serve.
-            assert_eq!(world.stats(), (2, 1));
+            assert_eq!(open_and_upgraded(&world), (2, 1));
             get(&client).await;
             drop(socket);
-            eventually("its place is free", || world.stats() == (1, 0)).await;
+            eventually("its place is free", || open_and_upgraded(&world) == (1, 0)).await;
         }
-        assert_eq!(world.server.connections(), (2, 1));
+        assert_eq!(connections(&world), (2, 1));
         assert_eq!(world.pool.stats().retries, 1);
     })
     .await;
@@ -164,12 +153,12 @@ async fn server_that_takes_none_over_http2_is_asked_over_http1_and_remembered() 
 #[tokio::test]
 async fn options_that_leave_no_way_are_told() {
     in_time(async {
-        let world = World::new(&["h2", "http/1.1"], false).await;
+        let world = world(&["h2", "http/1.1"], false).await;
         let client = world.client(Protocols::Http2);
         let error = client.websocket("/echo").connect().await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
         get(&client).await;
-        assert_eq!(world.server.connections(), (0, 1));
+        assert_eq!(connections(&world), (0, 1));
     })
     .await;
 }
@@ -177,13 +166,13 @@ async fn options_that_leave_no_way_are_told() {
 #[tokio::test]
 async fn server_without_http2_is_asked_over_the_connection_there_is() {
     in_time(async {
-        let world = World::new(&["http/1.1"], false).await;
+        let world = world(&["http/1.1"], false).await;
         let client = world.client(Protocols::Auto);
         get(&client).await;
         let mut socket = client.websocket("/echo").connect().await.unwrap();
         assert!(socket.metrics().connection_reused);
         echo(&mut socket, "hello").await;
-        assert_eq!(world.server.connections(), (1, 0));
+        assert_eq!(connections(&world), (1, 0));
     })
     .await;
 }
@@ -192,19 +181,19 @@ async fn server_without_http2_is_asked_over_the_connection_there_is() {
 async fn refusal_has_its_status_and_the_connection_serves_on() {
     in_time(async {
         for protocols in BOTH {
-            let world = World::sound().await;
+            let world = sound().await;
             let client = world.client(protocols);
             let error = client.websocket("/refused").connect().await.unwrap_err();
             assert!(error.is_status(), "{error}");
             assert_eq!(error.status(), Some(StatusCode::FORBIDDEN));
             if protocols == Protocols::Http1 {
                 // 2xx is a success over HTTP/2 alone.
-                let error = client.websocket("/bare").connect().await.unwrap_err();
+                let error = client.websocket("/").connect().await.unwrap_err();
                 assert_eq!(error.status(), Some(StatusCode::OK));
             }
             eventually("the connection is idle", || world.pool.stats().idle == 1).await;
             get(&client).await;
-            let (http1, http2) = world.server.connections();
+            let (http1, http2) = connections(&world);
             assert_eq!(http1 + http2, 1);
         }
     })
@@ -215,7 +204,7 @@ async fn refusal_has_its_status_and_the_connection_serves_on() {
 async fn subprotocol_and_headers_reach_the_server() {
     in_time(async {
         for protocols in BOTH {
-            let world = World::sound().await;
+            let world = sound().await;
             let client = world.client(protocols);
             let builder = client
                 .websocket("/echo")
@@ -234,12 +223,12 @@ async fn subprotocol_and_headers_reach_the_server() {
 #[tokio::test]
 async fn urls_of_websockets_are_those_of_their_origin() {
     in_time(async {
-        let world = World::sound().await;
+        let world = sound().await;
         let client = world.client(Protocols::Auto);
-        let url = format!("WSS://ws.test:{}/echo", world.server.port);
+        let url = format!("WSS://api.test:{}/echo", world.server.port());
         let mut socket = client.websocket(&url).connect().await.unwrap();
         echo(&mut socket, "hello").await;
-        for other in ["ws://ws.test/echo", "wss://other.test/echo"] {
+        for other in ["ws://api.test/echo", "wss://other.test/echo"] {
             let error = client.websocket(other).connect().await.unwrap_err();
             assert!(error.is_invalid(), "{error}");
         }
@@ -262,7 +251,7 @@ async fn halves_work_by_themselves() {
         const MESSAGES: usize = 200;
         const LEN: usize = 64 * 1024;
         for protocols in BOTH {
-            let world = World::sound().await;
+            let world = sound().await;
             let client = world.client(protocols);
             let socket = client.websocket("/echo").connect().await.unwrap();
             let (mut sender, mut receiver) = socket.split();
@@ -290,7 +279,7 @@ async fn halves_work_by_themselves() {
 #[tokio::test]
 async fn opening_is_bounded_and_the_session_is_not() {
     in_time(async {
-        let world = World::sound().await;
+        let world = sound().await;
         let client = world.client(Protocols::Http1);
         let builder = client
             .websocket("/echo")

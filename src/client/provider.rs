@@ -54,6 +54,9 @@ pub struct Provider {
     /// The path of one that is answered with Server-Sent Events, if the request's body says so too where it has to
     /// (`"stream": true`).
     pub chat_events: Cow<'static, str>,
+    /// The path of its sessions over WebSocket, from the root of the host, if it has such; [`live_url`](Self::live_url)
+    /// makes a URL of it.
+    pub live: Option<Cow<'static, str>>,
     /// The data of the event behind which nothing comes, for [`EventStream::until`](super::EventStream::until).
     pub last_event: Option<Cow<'static, str>>,
     /// While a request waits its connection is kept alive with bytes that mean nothing: comments among events, empty lines
@@ -75,6 +78,7 @@ const fn compatible(
         key: KeyPlace::Bearer,
         chat: Cow::Borrowed("/chat/completions"),
         chat_events: Cow::Borrowed("/chat/completions"),
+        live: None,
         last_event: Some(Cow::Borrowed("[DONE]")),
         keeps_alive: pause.is_some(),
         gives_up_after: pause,
@@ -93,15 +97,20 @@ impl Provider {
     );
 
     /// Gemini, by its own API. The model stands in the path, and the key goes in a header (`?key=` in the query is taken
-    /// too). Events come with `alt=sse`, and the end of the body is the end.
+    /// too; for Live it is what the documentation shows). Events come with `alt=sse`, and the end of the body is the end.
+    /// Live sessions are messages of JSON over a WebSocket, the first one `setup`; a `goAway` says how long one has left.
     ///
-    /// Sources: <https://ai.google.dev/api>, <https://ai.google.dev/api/generate-content>.
+    /// Sources: <https://ai.google.dev/api>, <https://ai.google.dev/api/generate-content>,
+    /// <https://ai.google.dev/api/live>.
     pub const GEMINI: Self = Self {
         name: Cow::Borrowed("gemini"),
         base_url: Cow::Borrowed("https://generativelanguage.googleapis.com/v1beta"),
         key: KeyPlace::Header(Cow::Borrowed("x-goog-api-key")),
         chat: Cow::Borrowed("/models/{model}:generateContent"),
         chat_events: Cow::Borrowed("/models/{model}:streamGenerateContent?alt=sse"),
+        live: Some(Cow::Borrowed(
+            "/ws/google.ai.generativelanguage.v1beta.GenerativeService.BidiGenerateContent",
+        )),
         last_event: None,
         keeps_alive: false,
         gives_up_after: None,
@@ -120,6 +129,16 @@ impl Provider {
     /// The path of a chat completion by this model.
     pub fn chat_path(&self, model: &str) -> String {
         fill_in(&self.chat, model)
+    }
+
+    /// The URL of its sessions over WebSocket, if it has such: for `Client::websocket`, since it is not below the base
+    /// URL's path.
+    pub fn live_url(&self) -> Option<String> {
+        let path = self.live.as_ref()?;
+        let host = self.base_url.find("://").map_or(0, |at| at + 3);
+        let end = self.base_url[host..].find(['/', '?', '#']);
+        let root = &self.base_url[..end.map_or(self.base_url.len(), |end| host + end)];
+        Some(format!("{root}{path}"))
     }
 
     /// The path of one that is answered with events.
@@ -150,5 +169,26 @@ mod tests {
             "/models/..%2Fx%3Fy%23z:generateContent"
         );
         assert_eq!(Provider::GROQ.chat_path("a/b"), "/chat/completions");
+    }
+
+    #[test]
+    fn live_sessions_are_at_the_root_of_the_host() {
+        let live = |base_url: &'static str| {
+            let provider = Provider {
+                base_url: base_url.into(),
+                live: Some("/live".into()),
+                ..Provider::GEMINI
+            };
+            provider.live_url().unwrap()
+        };
+        for base in [
+            "https://h:1",
+            "https://h:1/",
+            "https://h:1/v1/beta",
+            "https://h:1?x=/y",
+        ] {
+            assert_eq!(live(base), "https://h:1/live");
+        }
+        assert_eq!(Provider::GROQ.live_url(), None);
     }
 }

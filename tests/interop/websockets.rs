@@ -11,13 +11,15 @@ use crate::common::{BOTH, in_time};
 use crate::haproxy;
 use crate::nginx::Nginx;
 use crate::site::{Settings, Site, Software};
-use crate::support::websocket::WebSocketServer;
+use crate::support::server::Server;
+use crate::support::server::websocket::echo;
 
 /// Sessions over either protocol; `auto` is what a client that may choose ends up with.
 async fn sessions(software: &'static dyn Software, auto: Version) {
-    let server = WebSocketServer::start(None, false).await;
+    let server = Server::builder().plain();
+    let server = server.websockets("/echo", false, echo).start().await;
     let settings = Settings {
-        backend: server.port,
+        backend: server.port(),
         ..Settings::default()
     };
     let Some(site) = Site::start(software, settings).await else {

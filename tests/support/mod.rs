@@ -4,12 +4,11 @@
 //! |---|---|
 //! | [`dns`] | a name server with scripted answers per name and family |
 //! | [`pki`] | a certificate authority and the TLS configurations made from it |
-//! | [`server`] | a sound HTTP server (hyper's) that counts everything |
+//! | [`server`] | a sound HTTP server (hyper's) that counts everything; WebSockets (tungstenite's) |
 //! | [`h1_peer`] | an HTTP/1 peer scripted byte by byte |
 //! | [`h2_peer`] | an HTTP/2 peer scripted frame by frame |
 //! | [`half_rtt`] | a server that answers early data with its first flight |
 //! | [`providers`] | servers that play DeepSeek, Gemini, Groq and Codestral |
-//! | `websocket` | a server of WebSockets (hyper and tungstenite) over both protocols |
 //! | [`grpc`] | the health service of gRPC (tonic's) |
 //! | [`stall`] | peers that never get as far as HTTP |
 //! | [`raw_dns`] | a name server that answers with whatever bytes a test makes |
@@ -40,5 +39,3 @@ pub mod raw_dns;
 pub mod server;
 pub mod sim;
 pub mod stall;
-#[cfg(feature = "websocket")]
-pub mod websocket;

@@ -7,16 +7,25 @@
 //! | `broken` | an error object in the middle of the events |
 //! | `busy` | 429 with `retry-after: 7` |
 //! | any other | "Hello" in two tokens |
+//!
+//! Gemini's Live sessions are messages of JSON in binary frames: `setup` with a model of these first, then turns. `broken`
+//! is closed with 1011 after a token, `slow` says `goAway` behind its first turn; a wrong key is refused by a Close with 1007.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use bytes::Bytes;
 use firstbyte::tls::TlsOptions;
 use firstbyte::{ConnectionPool, ConnectionPoolBuilder, Provider};
+use futures_util::{SinkExt, StreamExt};
 use http::Request;
+use http::request::Parts;
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 
 use super::dns::DnsServer;
 use super::pki::Pki;
+use super::server::websocket::Socket;
 use super::server::{Reply, Server};
 
 /// What all of them take for their key.
@@ -54,6 +63,11 @@ impl Stage {
             let base = &preset.base_url["https://".len()..];
             let (host, path) = base.split_once('/').unwrap_or((base, ""));
             let server = Server::builder().tls(&pki, &[host]).handler(play);
+            // What Google says about RFC 8441 stands in no documentation: its sessions are played over HTTP/1.1.
+            let server = match &preset.live {
+                Some(Cow::Borrowed(live)) => server.websockets(live, false, live_session),
+                _ => server,
+            };
             let server = server.start().await;
             dns.v4(host, &["127.0.0.1"]);
             let provider = Provider {
@@ -127,7 +141,7 @@ fn play(request: Request<Bytes>) -> Reply {
     let (path, query) = (request.uri.path(), request.uri.query().unwrap_or_default());
     let is_gemini = path.contains("/models/");
     let has_key = if is_gemini {
-        header("x-goog-api-key") == Some(KEY) || query.contains(&format!("key={KEY}"))
+        has_gemini_key(&request)
     } else {
         header("authorization") == Some(&format!("Bearer {KEY}"))
     };
@@ -188,3 +202,54 @@ fn play(request: Request<Bytes>) -> Reply {
         ),
     }
 }
+
+fn has_gemini_key(request: &Parts) -> bool {
+    let key = request.headers.get("x-goog-api-key");
+    let query = request.uri.query().unwrap_or_default();
+    key.is_some_and(|key| key == KEY) || query.split('&').any(|p| p == format!("key={KEY}"))
+}
+
+/// A Live session, with turns of text.
+async fn live_session(request: Parts, mut socket: Socket) {
+    let close = |code: u16, reason: &'static str| CloseFrame {
+        code: code.into(),
+        reason: reason.into(),
+    };
+    if !has_gemini_key(&request) {
+        let _ = socket.close(Some(close(1007, "API key not valid"))).await;
+        return;
+    }
+    let mut model = None;
+    while let Some(Ok(message)) = socket.next().await {
+        let text = String::from_utf8_lossy(&message.into_data()).into_owned();
+        let answers: &[&'static str] = match &model {
+            None if text.contains("\"setup\"") => {
+                model = Some(text);
+                &[r#"{"setupComplete":{}}"#]
+            }
+            None => {
+                let _ = socket.close(Some(close(1007, "setup comes first"))).await;
+                return;
+            }
+            Some(setup) if text.contains("\"clientContent\"") => match setup {
+                setup if setup.contains("models/broken") => &[TOKENS[0]],
+                setup if setup.contains("models/slow") => &TOKENS,
+                _ => &TOKENS[..3],
+            },
+            Some(_) => &[],
+        };
+        for answer in answers {
+            let _ = socket.send(Message::binary(answer.as_bytes())).await;
+        }
+        if answers == [TOKENS[0]] {
+            let _ = socket.close(Some(close(1011, "overloaded"))).await;
+        }
+    }
+}
+
+const TOKENS: [&str; 4] = [
+    r#"{"serverContent":{"modelTurn":{"parts":[{"text":"Hel"}]}}}"#,
+    r#"{"serverContent":{"modelTurn":{"parts":[{"text":"lo"}]}}}"#,
+    r#"{"serverContent":{"turnComplete":true}}"#,
+    r#"{"goAway":{"timeLeft":"30s"}}"#,
+];

@@ -9,6 +9,7 @@ mod io;
 mod reply;
 mod router;
 mod serve;
+pub mod websocket;
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -26,6 +27,7 @@ use tokio_rustls::TlsAcceptor;
 
 use self::counts::Books;
 use self::serve::{Answer, Early, Order, Shared};
+use self::websocket::{Socket, WebSockets};
 use super::pki::{self, Pki, ServerIdentity};
 use super::port::{self, Port};
 
@@ -55,6 +57,7 @@ impl Server {
             answer: serve::at_once(router::route),
             early: None,
             refuses_early: false,
+            websockets: None,
             http1: http1::Builder::new(),
             http2: http2::Builder::new(TokioExecutor::new()),
         }
@@ -132,6 +135,7 @@ pub struct Builder {
     answer: Box<Answer>,
     early: Option<Box<Early>>,
     refuses_early: bool,
+    websockets: Option<WebSockets>,
     http1: http1::Builder,
     http2: http2::Builder<TokioExecutor>,
 }
@@ -220,6 +224,25 @@ impl Builder {
         self
     }
 
+    /// Opens WebSockets at `path`, by tungstenite: over HTTP/1.1, and over HTTP/2 if `over_http2` says so (RFC 8441).
+    /// Whatever does not ask for one is answered as ever. In the books such a connection of HTTP/1.1 ends when it is
+    /// handed over.
+    pub fn websockets<F>(
+        mut self,
+        path: &'static str,
+        over_http2: bool,
+        session: impl Fn(Parts, Socket) -> F + Send + Sync + 'static,
+    ) -> Self
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        if over_http2 {
+            self.http2.enable_connect_protocol();
+        }
+        self.websockets = Some(WebSockets::new(path, session));
+        self
+    }
+
     /// SETTINGS_MAX_CONCURRENT_STREAMS of each h2 connection.
     pub fn max_concurrent_streams(mut self, streams: u32) -> Self {
         self.http2.max_concurrent_streams(streams);
@@ -271,6 +294,7 @@ impl Builder {
             peek: self.early,
             early: Mutex::default(),
             refuses_early: self.refuses_early,
+            websockets: self.websockets,
             http1: self.http1,
             http2: self.http2,
         });

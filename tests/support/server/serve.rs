@@ -24,6 +24,7 @@ use tokio_rustls::TlsAcceptor;
 use super::counts::{Books, ConnectionEntry};
 use super::io::{Io, Written};
 use super::reply::{Reply, ReplyBody};
+use super::websocket::WebSockets;
 
 pub(super) type Answer =
     dyn Fn(Request<Bytes>) -> Pin<Box<dyn Future<Output = Reply> + Send>> + Send + Sync;
@@ -40,6 +41,7 @@ pub(super) struct Shared {
     pub(super) early: Mutex<HashSet<usize>>,
     /// Whether their first request is answered with 425.
     pub(super) refuses_early: bool,
+    pub(super) websockets: Option<WebSockets>,
     pub(super) http1: http1::Builder,
     pub(super) http2: http2::Builder<TokioExecutor>,
 }
@@ -195,7 +197,7 @@ where
     }
     match is_h2 {
         true => drive!(shared.http2.serve_connection(io, service)),
-        false => drive!(shared.http1.serve_connection(io, service)),
+        false => drive!(shared.http1.serve_connection(io, service).with_upgrades()),
     }
 }
 
@@ -239,6 +241,14 @@ async fn exchange(
         let reply = Reply::status(425);
         let mut response = Response::new(());
         *response.status_mut() = reply.status;
+        return Ok(response.map(|()| reply.into_body(entry, written, is_head)));
+    }
+    let opening = shared.websockets.as_ref();
+    if let Some(opening) = opening.and_then(|w| w.opening(&parts)) {
+        let reply = opening.open(Request::from_parts(parts, body));
+        let mut response = Response::new(());
+        *response.status_mut() = reply.status;
+        *response.headers_mut() = reply.headers.clone();
         return Ok(response.map(|()| reply.into_body(entry, written, is_head)));
     }
     let reply = match shared.peek.as_ref().and_then(|peek| peek(&parts)) {
