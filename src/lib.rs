@@ -168,6 +168,8 @@ pub use client::{
     KeyPlace, Provider, RequestBuilder, RequestOptions, Response, ResponseBody, RetryPolicy,
     Timeouts, TimingHandle, Upgraded,
 };
+#[cfg(feature = "hyper-util")]
+pub use client::{HyperConnecting, HyperConnector, HyperStream};
 #[cfg(feature = "websocket")]
 pub use client::{WebSocket, WebSocketBuilder, WebSocketReceiver, WebSocketSender};
 pub use close_reason::CloseReason;

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -40,14 +40,14 @@ use super::send::{Route, send};
 /// dropped, idle connections are closed and running requests finish.
 #[derive(Clone)]
 pub struct ConnectionPool {
-    pool: Arc<Pool>,
-    defaults: Arc<Defaults>,
+    pub(super) pool: Arc<Pool>,
+    pub(super) defaults: Arc<Defaults>,
     clients: Registered,
 }
 
 /// What clients and requests start from.
-struct Defaults {
-    connect: Arc<ConnectOptions>,
+pub(super) struct Defaults {
+    pub(super) connect: Arc<ConnectOptions>,
     options: CallOptions,
 }
 
@@ -185,6 +185,34 @@ impl ConnectionPool {
         let origin = origin.try_into()?;
         let route = Route::new(origin, self.defaults.connect.clone())?;
         Ok(warm(&route.host(&self.pool)?, n).await)
+    }
+
+    /// The addresses of a host, as a request of this pool would find them: from the cache, by a query that it shares
+    /// with others, or in an override; IPv6 first (RFC 8305 §4), without those that the
+    /// [address filter](ConnectionPoolBuilder::address_filter) refuses. For whoever connects by himself.
+    ///
+    /// Waits for both families. Dropping the future ends the waiting; a query that was sent goes on.
+    ///
+    /// # Errors
+    /// Dns: neither family has an address. Invalid: no host, or no tokio runtime.
+    pub async fn resolve(&self, host: &str) -> Result<Vec<IpAddr>, Error> {
+        // Parts of a URL that are no host, and ports.
+        let is_v6 = host.parse::<Ipv6Addr>().is_ok();
+        let is_bracketed = host.starts_with('[') && host.ends_with(']');
+        let of_urls = |c: char| "/?#@\\".contains(c) || c == ':' && !is_v6 && !is_bracketed;
+        if host.contains(of_urls) {
+            return Err(Error::invalid(
+                "a host has no scheme, user, port, path or query",
+            ));
+        }
+        let origin = Origin::parse(&if is_v6 {
+            format!("http://[{host}]/")
+        } else {
+            format!("http://{host}/")
+        })?;
+        tokio::runtime::Handle::try_current()
+            .map_err(|e| Error::invalid("no tokio runtime is running here").with_source(e))?;
+        self.pool.resolve(&origin).await
     }
 
     /// Statistics, now.

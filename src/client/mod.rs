@@ -8,6 +8,8 @@ mod builder;
 mod call;
 mod client_core;
 mod connection_pool;
+#[cfg(feature = "hyper-util")]
+mod connector;
 mod events;
 mod options;
 mod prepare;
@@ -27,6 +29,8 @@ mod websocket;
 
 pub use builder::ClientBuilder;
 pub use connection_pool::{ConnectionPool, ConnectionPoolBuilder};
+#[cfg(feature = "hyper-util")]
+pub use connector::{HyperConnecting, HyperConnector, HyperStream};
 pub use events::{EventStream, EventTiming};
 pub use options::{RequestOptions, RetryPolicy, Timeouts};
 pub use provider::{KeyPlace, Provider};

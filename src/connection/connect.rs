@@ -1,8 +1,13 @@
 //! One dial: the phases in their order, each stamped where it happens.
 
+use std::future::Future;
+#[cfg(feature = "hyper-util")]
+use std::future::poll_fn;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
+#[cfg(feature = "hyper-util")]
+use std::pin::Pin;
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
@@ -11,12 +16,13 @@ use tokio::time::timeout;
 use tokio_rustls::client::TlsStream;
 
 use crate::clock::{deadline, now};
-use crate::dns::Dns;
+use crate::dns::{Dns, Families, ResolveError, ResolveErrorKind};
 use crate::error::{Error, ErrorKind};
 use crate::event::{DialEvent, DialRecorder};
 use crate::http1::{Forward, Http1};
 use crate::http2::{self, Driver, Http2, Http2Options};
 use crate::io::{BoxFuture, Carrier, Dial, DialTarget, PeerAddr, Transport, Wire};
+use crate::origin::Origin;
 use crate::proxy::{self, ProxyScheme};
 use crate::sync::lock;
 use crate::tcp::{self, SocketWatch};
@@ -53,6 +59,39 @@ pub(crate) trait Relief: Send + Sync {
 }
 
 impl Deps {
+    /// The addresses of a host, IPv6 first.
+    ///
+    /// # Errors
+    /// Dns: there are none, or none that may be connected to.
+    pub(crate) async fn resolve(&self, origin: &Origin) -> Result<Vec<IpAddr>, Error> {
+        let families = Families { v4: true, v6: true };
+        let mut lookup = self.dns.lookup(origin.canonical_host(), families);
+        let (_, v4) = lookup.next(false, true).await;
+        let (_, v6) = lookup.next(true, false).await;
+        let host = origin.host();
+        let failed = |why: ResolveError| {
+            let message = format!("cannot resolve `{host}`");
+            let error = Error::new(ErrorKind::Dns, message).at(Phase::Dns);
+            error.with_source(why)
+        };
+        let addrs = match (v6, v4) {
+            (Err(_), Err(why)) => return Err(failed(why)),
+            (v6, v4) => {
+                let found = v6.into_iter().chain(v4);
+                let addrs = found.flat_map(|found| found.addrs.to_vec());
+                let allowed = addrs.filter(|ip| match &self.address_filter {
+                    Some(allow) => allow(&host, *ip),
+                    None => true,
+                });
+                allowed.collect::<Vec<_>>()
+            }
+        };
+        if addrs.is_empty() {
+            return Err(failed(ResolveError::new(ResolveErrorKind::NoAddress)));
+        }
+        Ok(addrs)
+    }
+
     async fn relieve(&self) -> bool {
         match self.relief.get().and_then(Weak::upgrade) {
             Some(relief) => relief.relieve().await,
@@ -93,6 +132,50 @@ pub(crate) async fn connect(
     learned: Learned,
 ) -> Result<Opened, Error> {
     let walk = walk(plan, deps, recorder, learned);
+    bounded(walk, plan, deps, recorder).await
+}
+
+/// A byte stream to an origin, for whoever speaks HTTP over it by himself.
+#[cfg(feature = "hyper-util")]
+pub(crate) struct Dialled {
+    pub(crate) info: ConnectionInfo,
+    pub(crate) stream: Stream,
+}
+
+/// Dials as [`connect`] does, up to and with TLS; without early data, and through every proxy by a tunnel.
+#[cfg(feature = "hyper-util")]
+pub(crate) async fn dial(
+    plan: &Plan,
+    deps: &Deps,
+    recorder: &Arc<DialRecorder>,
+) -> Result<Dialled, Error> {
+    let plan = &plan.with_tunnel();
+    let walk = async {
+        let opened = open_stream(plan, deps, recorder, Learned::default()).await?;
+        let (mut stream, is_http2, end) = opened;
+        // Whoever gets it may keep it idle: the end of the handshake does not wait for a request.
+        stream.uncork();
+        let flushed = poll_fn(|cx| Pin::new(&mut stream).poll_flush(cx)).await;
+        flushed.map_err(|e| {
+            let message = "the connection was lost at the end of its handshake";
+            let error = Error::new(ErrorKind::ConnectionLost, message).with_source(e);
+            error.at(recorder.current_phase())
+        })?;
+        recorder.emit(DialEvent::Ready);
+        let protocol = protocol(is_http2);
+        let info = ConnectionInfo::new(plan, protocol, end, recorder.trace(), None);
+        Ok(Dialled { info, stream })
+    };
+    bounded(walk, plan, deps, recorder).await
+}
+
+/// A dial within its time; what it fails with has everything that is known.
+async fn bounded<T>(
+    walk: impl Future<Output = Result<T, Error>>,
+    plan: &Plan,
+    deps: &Deps,
+    recorder: &DialRecorder,
+) -> Result<T, Error> {
     let result = match timeout(deps.connect_timeout, walk).await {
         Ok(result) => result,
         Err(_) => Err(Error::new(
@@ -107,15 +190,24 @@ pub(crate) async fn connect(
     })
 }
 
-async fn walk(
+fn protocol(is_http2: bool) -> http::Version {
+    if is_http2 {
+        http::Version::HTTP_2
+    } else {
+        http::Version::HTTP_11
+    }
+}
+
+/// dns, tcp, the proxy and tls: the stream, whether HTTP/2 is spoken over it, and where it leads.
+async fn open_stream(
     plan: &Plan,
     deps: &Deps,
     recorder: &Arc<DialRecorder>,
     learned: Learned,
-) -> Result<Opened, Error> {
+) -> Result<(Stream, bool, OtherEnd), Error> {
     let reached = reach(plan, deps, recorder, learned).await?;
     let remote = reached.end.addr.as_ref();
-    let (mut stream, is_http2) = match reached.what {
+    let (stream, is_http2) = match reached.what {
         ReachedWhat::Secured(tls, facts) => {
             let until = deadline(recorder.start(), deps.connect_timeout);
             secured(plan, remote, tls, facts, learned, recorder, until)?
@@ -136,25 +228,35 @@ async fn walk(
             }
         }
     };
+    Ok((stream, is_http2, reached.end))
+}
+
+async fn walk(
+    plan: &Plan,
+    deps: &Deps,
+    recorder: &Arc<DialRecorder>,
+    learned: Learned,
+) -> Result<Opened, Error> {
+    let (mut stream, is_http2, end) = open_stream(plan, deps, recorder, learned).await?;
     // From here until the first request nothing leaves: the end of the handshake, the preface and
     // the request go together.
     stream.hold();
     let early = stream.early();
-    let (protocol, link) = if is_http2 {
+    let link = if is_http2 {
         recorder.emit(DialEvent::ProtocolStart);
         let (handle, driver) = http2::connect(stream, &deps.http2, learned.stream_limit).await?;
-        (http::Version::HTTP_2, Link::Http2(handle, Box::new(driver)))
+        Link::Http2(handle, Box::new(driver))
     } else {
-        let attendant = (reached.end.socket.clone()).map(|socket| Box::new(socket) as _);
+        let attendant = (end.socket.clone()).map(|socket| Box::new(socket) as _);
         let http1 = Http1::new(stream, attendant, recorder.tcp_rtt(), forward(plan));
-        (http::Version::HTTP_11, Link::Http1(Box::new(http1)))
+        Link::Http1(Box::new(http1))
     };
     recorder.emit(DialEvent::Ready);
     let trace = recorder.trace();
     if let Some(early) = &early {
         early.opened(trace.clone());
     }
-    let info = ConnectionInfo::new(plan, protocol, reached.end, trace, early);
+    let info = ConnectionInfo::new(plan, protocol(is_http2), end, trace, early);
     Ok(Opened { info, link })
 }
 

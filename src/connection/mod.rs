@@ -17,6 +17,8 @@ mod race;
 mod stream;
 
 pub(crate) use connect::{AddressFilter, Deps, Learned, Link, Opened, Relief, connect};
+#[cfg(feature = "hyper-util")]
+pub(crate) use connect::{Dialled, dial};
 pub(crate) use early::Early;
 pub use info::{ConnectionId, ConnectionInfo, ConnectionLimits};
 pub(crate) use plan::{ConnectOptions, Plan, check_plain};

@@ -169,6 +169,16 @@ impl Plan {
         })
     }
 
+    /// The same, with a tunnel through a proxy that would be asked for each request.
+    #[cfg(feature = "hyper-util")]
+    pub(crate) fn with_tunnel(&self) -> Self {
+        let mut plan = self.clone();
+        if let FirstHop::Proxy(hop) = &mut plan.first_hop {
+            hop.forwards = false;
+        }
+        plan
+    }
+
     /// The host whose name is looked up, and the port to connect to: those of the proxy if there is
     /// one.
     pub(crate) fn target(&self) -> (&Host, u16) {

@@ -13,6 +13,8 @@ use tokio::task::AbortHandle;
 use crate::clock::{deadline, now};
 use crate::close_reason::CloseReason;
 use crate::connection::{ConnectionInfo, Learned, Plan};
+#[cfg(feature = "hyper-util")]
+use crate::connection::{Dialled, dial};
 use crate::dns::NameUse;
 use crate::error::{Error, ErrorKind};
 use crate::event::DialRecorder;
@@ -198,6 +200,19 @@ impl Host {
             blocked: AtomicBool::new(false),
             this: this.clone(),
         })
+    }
+
+    /// A connection that is not the pool's: it is in no list and under no limit. It shares with those of the pool
+    /// what is known of names and addresses, and the tickets.
+    ///
+    /// # Errors
+    /// PoolClosed, and whatever a dial fails with.
+    #[cfg(feature = "hyper-util")]
+    pub(crate) async fn dial_for_others(&self) -> Result<Dialled, Error> {
+        if self.shared.is_closed() {
+            return Err(pool_closed().with_origin(self.plan.origin_text.clone()));
+        }
+        dial(&self.plan, &self.shared.deps, &DialRecorder::new()).await
     }
 
     /// A connection or stream at once, or a place in line; `early` says that the request may travel

@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
+use std::net::IpAddr;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
@@ -107,6 +108,14 @@ impl Pool {
     ) -> Result<Arc<Host>, Error> {
         let key = Key::new(origin.clone(), options.clone(), runtime.id());
         self.registry.host(key, runtime)
+    }
+
+    /// The addresses of a host.
+    ///
+    /// # Errors
+    /// Dns: there are none.
+    pub(crate) async fn resolve(&self, origin: &Origin) -> Result<Vec<IpAddr>, Error> {
+        self.registry.shared.deps.resolve(origin).await
     }
 
     pub(crate) fn counters(&self) -> &Arc<Counters> {

@@ -18,7 +18,7 @@ use crate::origin::Host;
 use crate::sync::lock;
 
 use super::options::{TlsOptions, TlsProvider, TlsVersion};
-use super::session::{AttemptTickets, RaceTickets, TicketStore};
+use super::session::{AttemptTickets, OriginTickets, RaceTickets, TicketStore};
 use super::verify::verifier;
 
 #[cfg(not(any(feature = "aws-lc-rs", feature = "ring")))]
@@ -55,6 +55,33 @@ fn build(options: &TlsOptions) -> Result<ClientConfig, Error> {
         });
     }
     Ok(config)
+}
+
+impl TlsOptions {
+    /// A configuration of rustls by these options, for clients of others: the same roots, pins, certificates, versions
+    /// and key exchange, with a [`TicketStore`] for 256 servers. What it offers by ALPN is whoever uses it to say.
+    ///
+    /// # Errors
+    /// Invalid: options that cannot be used; `server_name` and `early_data`, which a configuration alone cannot keep.
+    pub fn client_config(&self) -> Result<ClientConfig, Error> {
+        for (is_set, name) in [
+            (self.server_name.is_some(), "server_name"),
+            (self.early_data, "early_data"),
+        ] {
+            if is_set {
+                let message = format!("{name} is not a matter of the TLS configuration alone");
+                return Err(Error::invalid(message));
+            }
+        }
+        let mut config = build(self)?;
+        config.resumption = if self.resumption {
+            config.send_ticket_request = Some(TICKETS_WANTED);
+            Resumption::store(Arc::new(TicketStore::new(256)))
+        } else {
+            Resumption::disabled()
+        };
+        Ok(config)
+    }
 }
 
 /// The provider with the key exchange that the options ask for.
@@ -197,7 +224,7 @@ impl Identities {
         };
         let mut config = ClientConfig::clone(&*self.prepare(options)?);
         config.alpn_protocols = alpn.protocols();
-        let tickets = options.resumption.then(Arc::<TicketStore>::default);
+        let tickets = options.resumption.then(Arc::<OriginTickets>::default);
         // Each attempt gets its own view of the tickets.
         config.resumption = Resumption::disabled();
         if tickets.is_some() {
@@ -224,7 +251,7 @@ const TICKETS_WANTED: TicketRequest = TicketRequest {
 pub(crate) struct OriginTls {
     config: Arc<ClientConfig>,
     /// `None` with resumption off.
-    pub(crate) tickets: Option<Arc<TicketStore>>,
+    pub(crate) tickets: Option<Arc<OriginTickets>>,
     /// Requests may travel as early data.
     pub(crate) early_data: bool,
     pub(crate) server_name: ServerName<'static>,

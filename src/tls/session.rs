@@ -1,6 +1,6 @@
-//! The tickets of one origin and identity.
+//! The tickets of one origin and identity; and those of many servers, for configurations of others.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -19,7 +19,7 @@ const MAX_TICKETS: usize = 32;
 /// Keeps sessions for resumption. rustls' own store is shared by all origins, holds eight tickets
 /// for each and forgets by age of origin; this one belongs to one origin and goes with it.
 #[derive(Debug, Default)]
-pub(crate) struct TicketStore {
+pub(crate) struct OriginTickets {
     kept: Mutex<Kept>,
 }
 
@@ -31,7 +31,7 @@ struct Kept {
     tls13: VecDeque<Tls13ClientSessionValue>,
 }
 
-impl TicketStore {
+impl OriginTickets {
     /// Tickets that are there now, a TLS 1.2 session included.
     pub(crate) fn len(&self) -> usize {
         let kept = lock(&self.kept);
@@ -39,7 +39,7 @@ impl TicketStore {
     }
 }
 
-impl ClientSessionStore for TicketStore {
+impl ClientSessionStore for OriginTickets {
     fn set_kx_hint(&self, _: ServerName<'static>, group: NamedGroup) {
         lock(&self.kept).group = Some(group);
     }
@@ -74,6 +74,104 @@ impl ClientSessionStore for TicketStore {
     }
 }
 
+/// Tickets of many servers, for a [`rustls::ClientConfig`] that others use: 32 of TLS 1.3 and a session of TLS 1.2 for
+/// each, each ticket used once. rustls' own store has eight for each. [`TlsOptions::client_config`](super::TlsOptions::client_config)
+/// has one; a pool needs none, since its origins have their own.
+///
+/// A store belongs to one configuration: a ticket stands for the certificates that were checked when it was made.
+///
+/// ```
+/// use std::sync::Arc;
+/// use rustls::client::Resumption;
+///
+/// # fn example(config: &mut rustls::ClientConfig) {
+/// let store = firstbyte::tls::TicketStore::new(256);
+/// config.resumption = Resumption::store(Arc::new(store));
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct TicketStore {
+    max_servers: usize,
+    servers: Mutex<Servers>,
+}
+
+#[derive(Debug, Default)]
+struct Servers {
+    /// With when it was asked for last.
+    by_name: HashMap<ServerName<'static>, (Arc<OriginTickets>, u64)>,
+    clock: u64,
+}
+
+impl TicketStore {
+    /// For so many servers, at least one; beyond, the one that was not asked for longest is forgotten.
+    pub fn new(max_servers: usize) -> Self {
+        Self {
+            max_servers: max_servers.max(1),
+            servers: Mutex::default(),
+        }
+    }
+
+    /// The tickets of a server that has some.
+    fn find(&self, name: &ServerName<'_>) -> Option<Arc<OriginTickets>> {
+        let mut servers = lock(&self.servers);
+        servers.clock += 1;
+        let at = servers.clock;
+        let (tickets, used) = servers.by_name.get_mut(&name.to_owned())?;
+        *used = at;
+        Some(tickets.clone())
+    }
+
+    fn find_or_make(&self, name: &ServerName<'static>) -> Arc<OriginTickets> {
+        if let Some(tickets) = self.find(name) {
+            return tickets;
+        }
+        let mut servers = lock(&self.servers);
+        if servers.by_name.len() >= self.max_servers {
+            let by_use = |(_, (_, used)): &(&ServerName<'static>, &(_, u64))| *used;
+            let oldest = servers.by_name.iter().min_by_key(by_use);
+            if let Some(oldest) = oldest.map(|(name, _)| name.clone()) {
+                servers.by_name.remove(&oldest);
+            }
+        }
+        let at = servers.clock;
+        let new = || (Arc::default(), at);
+        let (tickets, _) = servers.by_name.entry(name.clone()).or_insert_with(new);
+        tickets.clone()
+    }
+}
+
+impl ClientSessionStore for TicketStore {
+    fn set_kx_hint(&self, name: ServerName<'static>, group: NamedGroup) {
+        self.find_or_make(&name).set_kx_hint(name, group);
+    }
+
+    fn kx_hint(&self, name: &ServerName<'_>) -> Option<NamedGroup> {
+        self.find(name)?.kx_hint(name)
+    }
+
+    fn set_tls12_session(&self, name: ServerName<'static>, value: Tls12ClientSessionValue) {
+        self.find_or_make(&name).set_tls12_session(name, value);
+    }
+
+    fn tls12_session(&self, name: &ServerName<'_>) -> Option<Tls12ClientSessionValue> {
+        self.find(name)?.tls12_session(name)
+    }
+
+    fn remove_tls12_session(&self, name: &ServerName<'static>) {
+        if let Some(tickets) = self.find(name) {
+            tickets.remove_tls12_session(name);
+        }
+    }
+
+    fn insert_tls13_ticket(&self, name: ServerName<'static>, value: Tls13ClientSessionValue) {
+        self.find_or_make(&name).insert_tls13_ticket(name, value);
+    }
+
+    fn take_tls13_ticket(&self, name: &ServerName<'static>) -> Option<Tls13ClientSessionValue> {
+        self.find(name)?.take_tls13_ticket(name)
+    }
+}
+
 /// One ticket at a time for all attempts of a dial: a race over several addresses must not spend one
 /// on each, since a TLS 1.3 ticket serves once.
 #[derive(Clone, Debug, Default)]
@@ -84,14 +182,14 @@ pub(crate) struct RaceTickets {
 /// The tickets of an origin as one attempt sees them.
 #[derive(Debug)]
 pub(super) struct AttemptTickets {
-    store: Arc<TicketStore>,
+    store: Arc<OriginTickets>,
     race: RaceTickets,
     /// This attempt has the race's ticket.
     holds: AtomicBool,
 }
 
 impl AttemptTickets {
-    pub(super) fn new(store: Arc<TicketStore>, race: RaceTickets) -> Self {
+    pub(super) fn new(store: Arc<OriginTickets>, race: RaceTickets) -> Self {
         Self {
             store,
             race,
@@ -143,5 +241,26 @@ impl ClientSessionStore for AttemptTickets {
         self.race.held.store(is_held, Ordering::Release);
         self.holds.store(is_held, Ordering::Release);
         ticket
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    // layering: uses this module alone.
+    use super::*;
+
+    #[test]
+    fn servers_that_are_not_asked_for_are_forgotten_first() {
+        let store = TicketStore::new(2);
+        let name = |text: &str| ServerName::try_from(text.to_owned()).unwrap();
+        let group = |n: u16| NamedGroup::Unknown(n);
+        store.set_kx_hint(name("a.test"), group(1));
+        store.set_kx_hint(name("b.test"), group(2));
+        assert_eq!(store.kx_hint(&name("a.test")), Some(group(1)));
+        store.set_kx_hint(name("c.test"), group(3));
+        let hints = ["a.test", "b.test", "c.test"].map(|text| store.kx_hint(&name(text)));
+        assert_eq!(hints, [Some(group(1)), None, Some(group(3))]);
+        // To look for one that is not there makes no room for it.
+        assert_eq!(lock(&store.servers).by_name.len(), 2);
     }
 }

@@ -86,10 +86,15 @@ impl Stage {
 
     /// A pool that finds them and trusts them, to be configured further.
     pub fn pool(&self) -> ConnectionPoolBuilder {
-        let tls = TlsOptions::new().builtin_roots(false);
         ConnectionPool::builder()
             .name_servers([self.dns.addr()])
-            .tls(tls.add_root(self.pki.ca_der()))
+            .tls(self.tls())
+    }
+
+    /// Options that trust them.
+    pub fn tls(&self) -> TlsOptions {
+        let tls = TlsOptions::new().builtin_roots(false);
+        tls.add_root(self.pki.ca_der())
     }
 
     /// Of the role with this name.
