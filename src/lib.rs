@@ -97,8 +97,10 @@
 //! | [`Response::chunk`] | nothing is lost, the next call goes on |
 //! | [`Response::bytes`], `text`, `json` | what was read so far is lost |
 //! | [`EventStream::next`], `next_item` | nothing is lost, the next call goes on |
+//! | `WebSocket::next` | nothing is lost, the next call goes on |
+//! | `WebSocket::send` | before there was room: nothing was sent; later: the message goes out with what comes next, and never half of it |
 //! | [`Response`], [`ResponseBody`] | HTTP/2: the stream is reset. HTTP/1.1: the rest is read in the background, at most 64 KiB and 50 ms ([`Limits`]), or the connection is closed |
-//! | [`Upgraded`] | HTTP/1.1: the connection is closed. HTTP/2: the stream is reset unless both ways have ended |
+//! | [`Upgraded`], `WebSocket` | HTTP/1.1: the connection is closed. HTTP/2: the stream is reset unless both ways have ended |
 //! | [`ConnectionPool::warm`], [`ConnectionPool::shutdown`] | the waiting ends, the work does not |
 //!
 //! A failed attempt is made again only if that is safe ([`RetryPolicy::Rfc`]); otherwise the error
@@ -119,7 +121,9 @@
 //! | `ring` | | TLS by ring |
 //! | `hickory` | yes | DNS on the wire; without it names go through `getaddrinfo` |
 //! | `json` | yes | [`RequestBuilder`]`::json` and [`Response`]`::json` |
-//! | `tower` | | `tower_service::Service` for [`ConnectionPool`] and [`Client`] |
+//! | `websocket` | | [`Client`]`::websocket` |
+//! | `tower` | | `tower_service::Service` for [`ConnectionPool`] and [`Client`], and so for tonic's gRPC clients |
+//! | `hyper-util` | | [`ConnectionPool`]`::hyper_connector`: connections for hyper-util's client |
 //! | `platform-verifier` | | [`tls::TlsOptions`]`::platform_verifier`: the operating system decides whom to trust |
 //!
 //! Linux is supported and tested. macOS and Windows compile by `cfg` in [`tcp`] and are untested.

@@ -3,6 +3,7 @@
 //! | fault | test |
 //! |---|---|
 //! | handshake: wrong or missing accept, upgrade, connection; subprotocol or extension that nobody asked for; huge head | `answers_that_do_not_fit_fail_the_handshake` |
+//! | handshake that is not answered | `handshake_that_is_not_answered_ends_in_time` |
 //! | bytes right behind the 101 | `what_comes_behind_the_handshake_is_the_first_message` |
 //! | masks: of every frame, never the same; a server that masks | `every_frame_is_masked_by_chance`, `what_breaks_the_protocol_is_told` |
 //! | control frames: too long, fragmented, in the middle of a message, unasked pongs | `what_breaks_the_protocol_is_told`, `what_is_unusual_and_sound_is_taken` |
@@ -322,6 +323,28 @@ async fn answers_that_do_not_fit_fail_the_handshake() {
         assert_eq!((error.attempts(), sim.dials()), (1, 1), "{name}");
         eventually("the connection is gone", || sim.live() == 0).await;
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn handshake_that_is_not_answered_ends_in_time() {
+    let sim = Sim::http1(|mut conn, _| async move {
+        conn.read_head().await;
+        conn.closed_by_client().await;
+    });
+    let pool = sim.pool(|pool| pool);
+    let client = sim::client(&pool, Protocols::Http1);
+    for (patience, expected) in [(None, 10), (Some(3), 3), (Some(60), 60)] {
+        let mut builder = client.websocket("/live");
+        if let Some(patience) = patience {
+            builder = builder.timeout(seconds(patience));
+        }
+        let start = Instant::now();
+        let error = builder.connect().await.unwrap_err();
+        assert!(error.is_timeout(), "{error}");
+        assert_eq!(start.elapsed(), seconds(expected));
+        assert_eq!(error.attempts(), 1);
+    }
+    eventually("the connections are gone", || sim.live() == 0).await;
 }
 
 #[tokio::test(start_paused = true)]

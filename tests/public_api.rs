@@ -32,8 +32,9 @@ const EVERYWHERE: &[&str] = &[
 
 /// Crates that only some public modules (or private ones, by where the item is defined) may name.
 const ONLY_IN: &[(&str, &[&str])] = &[
-    ("tokio", &["io", "upgraded"]),
+    ("tokio", &["io", "upgraded", "connector"]),
     ("rustls", &["tls", "danger"]),
+    ("hyper_util", &["connector"]),
 ];
 
 /// Why a signature of the item may not name `krate`, if so.
@@ -48,8 +49,9 @@ fn refusal(krate: &str, line: &Line) -> Option<String> {
         ));
     };
     let is_in = |path: &Names| path.iter().any(|name| modules.contains(&name.as_str()));
-    // tokio's traits on `Transport` are known by the module that defines it, wherever it is exported.
-    let is_defined_in = krate == "tokio" && is_in(&line.module);
+    // tokio's traits on `Transport`, and what hyper-util wants, are known by the module that defines them, wherever it is
+    // exported.
+    let is_defined_in = krate != "rustls" && is_in(&line.module);
     if is_defined_in
         || line
             .reached

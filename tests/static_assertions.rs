@@ -54,6 +54,18 @@ fn bodies_can_move_between_threads() {
     is_send::<ClientBuilder>();
     is_send::<ConnectionPoolBuilder>();
     is_send::<Upgraded>();
+    #[cfg(feature = "websocket")]
+    {
+        is_send::<WebSocket>();
+        is_send::<WebSocketBuilder>();
+        is_send_sync::<WebSocketSender>();
+        is_send_sync::<WebSocketReceiver>();
+    }
+    #[cfg(feature = "hyper-util")]
+    {
+        is_send::<HyperStream>();
+        is_send_sync::<HyperConnector>();
+    }
 }
 
 #[test]

@@ -21,6 +21,10 @@ use super::prepare::{Draft, Prepared};
 use super::response::Response;
 use super::send::send;
 
+/// For how long the answer to the opening of a WebSocket may take, unless somebody says.
+#[cfg(feature = "websocket")]
+const PATIENCE_WITH_HANDSHAKES: Duration = Duration::from_secs(10);
+
 /// A request to be sent. A mistake in any step is told by [`send`](Self::send).
 #[must_use = "a request does nothing until it is sent"]
 pub struct RequestBuilder {
@@ -180,6 +184,11 @@ impl RequestBuilder {
             self.mistake = self.mistake.or(Some(error));
         }
         self.draft.is_websocket = true;
+        // Whoever may think for minutes does so behind the handshake.
+        let timeouts = self.core.options.with(&self.draft.options).timeouts;
+        if timeouts.first_byte.is_none() && timeouts.total.is_none() {
+            self.draft.options.timeouts = Some(timeouts.first_byte(PATIENCE_WITH_HANDSHAKES));
+        }
         self
     }
 

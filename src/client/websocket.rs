@@ -115,7 +115,8 @@ impl WebSocketBuilder {
         self
     }
 
-    /// Sets all timeouts of the opening.
+    /// Sets all timeouts of the opening. Where neither they nor the client's have a `first_byte` or a `total`, the server may
+    /// take 10 s for its answer.
     pub fn timeouts(mut self, timeouts: Timeouts) -> Self {
         self.request = self.request.timeouts(timeouts);
         self
