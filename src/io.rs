@@ -17,7 +17,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
@@ -257,6 +257,8 @@ pub(crate) struct Traffic {
     pub(crate) sent: AtomicU64,
     /// Bytes that were read for its response.
     pub(crate) received: AtomicU64,
+    /// It waits for something before anything of it is sent.
+    pub(crate) is_held: AtomicBool,
 }
 
 impl Traffic {

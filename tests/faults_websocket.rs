@@ -13,6 +13,7 @@
 //! | UTF-8: wrong, split, overlong, surrogates, in reasons | `what_breaks_the_protocol_is_told`, `what_is_unusual_and_sound_is_taken` |
 //! | Close: codes, one byte, no answer, data behind it, a cut, a connection that is not ended | `closing_*`, `what_breaks_the_protocol_is_told` |
 //! | compression | never offered: an extension in the answer fails the handshake |
+//! | a half that waits when the session ends, a write error before what has arrived is read | `both_halves_learn_of_the_end`, `what_has_arrived_is_read_although_nothing_can_be_sent` |
 //! | dead peer | `silent_peer_is_asked_and_given_up`, `answers_keep_a_session_alive` |
 //! | streams of HTTP/2 that end or are reset | `stream_that_*` |
 #![cfg(feature = "websocket")]
@@ -21,6 +22,7 @@ mod common;
 mod support;
 
 use std::future::Future;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -176,10 +178,7 @@ impl World {
             async move {
                 let head = conn.read_head().await;
                 let accept = accept_of(&head);
-                let head = format!(
-                    "HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: upgrade\r\n\
-                     sec-websocket-accept: {accept}\r\n\r\n"
-                );
+                let head = switching(&accept);
                 conn.send([head.as_bytes(), first.as_ref()].concat()).await;
                 script(Peer { conn, got }).await;
             }
@@ -213,6 +212,14 @@ impl World {
         })
         .await;
     }
+}
+
+/// The head of a sound answer.
+fn switching(accept: &str) -> String {
+    format!(
+        "HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: upgrade\r\n\
+         sec-websocket-accept: {accept}\r\n\r\n"
+    )
 }
 
 fn accept_of(head: &str) -> String {
@@ -770,6 +777,287 @@ async fn closing_with_what_must_not_be_sent_is_refused() {
     socket.send("x").await.unwrap();
     socket.close(4000, &"x".repeat(123)).await.unwrap();
     assert_eq!(world.close_code(), Some(4000));
+}
+
+/// What ends a session ends it for the half that waits for something else, too.
+#[tokio::test(start_paused = true)]
+async fn both_halves_learn_of_the_end() {
+    type End = fn(Peer) -> firstbyte::io::BoxFuture<'static, ()>;
+    let ends: [(&str, End, ErrorKind); 5] = [
+        (
+            "end of the connection",
+            |mut peer| Box::pin(async move { peer.conn.fin().await }),
+            ErrorKind::ConnectionLost,
+        ),
+        (
+            "close",
+            |mut peer| {
+                Box::pin(async move {
+                    peer.send(close(1001, b"")).await;
+                    sleep(seconds(60)).await;
+                })
+            },
+            ErrorKind::ConnectionLost,
+        ),
+        (
+            "violation",
+            |mut peer| {
+                Box::pin(async move {
+                    peer.send([0xff, 0xff]).await;
+                    sleep(seconds(60)).await;
+                })
+            },
+            ErrorKind::Protocol,
+        ),
+        (
+            "silence",
+            |peer| {
+                Box::pin(async move {
+                    sleep(seconds(3600)).await;
+                    drop(peer);
+                })
+            },
+            ErrorKind::Timeout,
+        ),
+        (
+            "gone",
+            |peer| Box::pin(async move { drop(peer) }),
+            ErrorKind::ConnectionLost,
+        ),
+    ];
+    for (name, end, kind) in ends {
+        for is_joined in [true, false] {
+            let world = World::new(b"", move |peer| async move {
+                sleep(seconds(1)).await;
+                end(peer).await;
+            });
+            let (mut sender, mut receiver) = world.open().await.split();
+            // More than fits on the way, and nobody reads it.
+            let send = async move { sender.send(vec![0; 1 << 20]).await.unwrap_err().kind() };
+            let receive = async move {
+                while let Some(Ok(_)) = receiver.next().await {}
+                receiver
+            };
+            let both = async {
+                if is_joined {
+                    tokio::join!(receive, send)
+                } else {
+                    let send = tokio::spawn(send);
+                    (receive.await, send.await.unwrap())
+                }
+            };
+            let both = tokio::time::timeout(seconds(600), both).await;
+            let (receiver, failed) = both.unwrap_or_else(|_| panic!("{name} hangs"));
+            assert_eq!(failed, kind, "{name}");
+            drop(receiver);
+            world.is_gone().await;
+        }
+    }
+}
+
+/// An error of writing is no reason to lose what has arrived, least of all why the server went.
+#[tokio::test(start_paused = true)]
+async fn what_has_arrived_is_read_although_nothing_can_be_sent() {
+    let gone = support::gate::Gate::new();
+    let goes = gone.clone();
+    let world = World::new(b"", move |mut peer| {
+        let goes = goes.clone();
+        async move {
+            peer.send(frame(FIN | TEXT, b"last words")).await;
+            peer.send(close(1011, b"quota")).await;
+            drop(peer);
+            goes.open();
+        }
+    });
+    let mut socket = world.open().await;
+    gone.waiter().opened().await;
+    let error = socket.send("hello").await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ConnectionLost, "{error}");
+    assert_eq!(error.phase(), Some(Phase::Send));
+    let said = socket.close(1000, "").await.unwrap();
+    assert_eq!((said.code, &*said.reason), (Some(1011), "quota"));
+    // Without a Close it is told once more, by the way in.
+    let world = World::new(b"", |mut peer| async move {
+        peer.send(frame(FIN | TEXT, b"last words")).await;
+        drop(peer);
+    });
+    let mut socket = world.open().await;
+    eventually("it is gone", || {
+        world.sim.live() == 1 && world.sim.dials() == 1
+    })
+    .await;
+    tokio::task::yield_now().await;
+    let _ = socket.send("hello").await;
+    assert_eq!(text(socket.next().await), "last words");
+    let error = next_error(&mut socket).await;
+    assert_eq!(error.kind(), ErrorKind::ConnectionLost, "{error}");
+    assert!(socket.next().await.is_none());
+}
+
+/// A ping behind a long message waits for it, and so does the verdict.
+#[tokio::test(start_paused = true)]
+async fn long_message_that_moves_is_no_silence() {
+    let world = World::new(b"", |mut peer| async move {
+        let mut left = 1 << 20;
+        while left > 0 {
+            // All of it takes more than a minute, in which the server has nothing to say.
+            sleep(seconds(2)).await;
+            left -= peer.conn.read_body(left.min(32 * 1024)).await.len();
+        }
+        peer.send(frame(FIN | TEXT, b"all of it")).await;
+        peer.conn.closed_by_client().await;
+    });
+    let builder = world.websocket().ping_interval(seconds(5));
+    let socket = builder.ping_timeout(seconds(3)).connect().await.unwrap();
+    let (mut sender, mut receiver) = socket.split();
+    let start = Instant::now();
+    let message = vec![0; 1 << 20];
+    let (sent, came) = tokio::join!(sender.send(message), receiver.next());
+    sent.unwrap();
+    assert_eq!(text(came), "all of it");
+    assert!(start.elapsed() > seconds(60));
+}
+
+#[tokio::test(start_paused = true)]
+async fn small_limit_is_for_messages_and_not_for_control_frames() {
+    let world = World::new(b"", |mut peer| async move {
+        peer.send(frame(FIN | PING, &[b'x'; 125])).await;
+        peer.send(frame(FIN | TEXT, b"ten bytes!")).await;
+        peer.send(frame(FIN | TEXT, b"more than ten")).await;
+        peer.until_closed().await;
+    });
+    let builder = world.websocket().max_message_bytes(10);
+    let mut socket = builder.connect().await.unwrap();
+    assert_eq!(text(socket.next().await), "ten bytes!");
+    let error = next_error(&mut socket).await;
+    assert_eq!(error.kind(), ErrorKind::TooLarge, "{error}");
+    assert!(socket.next().await.is_none());
+    let got = world.got.lock().unwrap().clone();
+    assert_eq!((got[0].first, got[0].payload.len()), (FIN | PONG, 125));
+    assert_eq!(got[1].close_code(), Some(1009));
+}
+
+#[tokio::test(start_paused = true)]
+async fn opening_on_a_connection_that_was_lost_is_made_again_unless_it_must_not_be() {
+    for idempotent in [None, Some(false)] {
+        let sim = Sim::http1(|mut conn, index| async move {
+            if index == 0 {
+                conn.read_head().await;
+                conn.send("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+                    .await;
+                // Lost as soon as it is asked for more.
+                conn.read_head().await;
+                return conn.close().await;
+            }
+            let accept = accept_of(&conn.read_head().await);
+            conn.send(switching(&accept)).await;
+            conn.closed_by_client().await;
+        });
+        let pool = sim.pool(|pool| pool);
+        let client = sim::client(&pool, Protocols::Http1);
+        client.get("/").send().await.unwrap().bytes().await.unwrap();
+        let mut builder = client.websocket("/live");
+        if let Some(yes) = idempotent {
+            builder = builder.idempotent(yes);
+        }
+        match builder.connect().await {
+            Ok(socket) => {
+                assert_eq!((idempotent, socket.metrics().attempts), (None, 2));
+            }
+            Err(error) => {
+                assert_eq!(idempotent, Some(false), "{error}");
+                assert_eq!(error.replay_safety(), ReplaySafety::MaybeProcessed);
+                assert_eq!(error.attempts(), 1);
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn opening_that_waits_for_settings_was_not_sent() {
+    let sim = Sim::http2(|mut conn, _| async move {
+        conn.accept_preface().await;
+        conn.closed_by_client().await;
+    });
+    let pool = sim.pool(|pool| pool);
+    let client = sim::client(&pool, sim::plain(Protocols::Http2));
+    let error = client
+        .websocket("/live")
+        .timeout(seconds(1))
+        .connect()
+        .await
+        .unwrap_err();
+    assert!(error.is_timeout(), "{error}");
+    assert_eq!(error.replay_safety(), ReplaySafety::NotSent);
+}
+
+/// On real sockets, since nobody is ever idle.
+#[tokio::test]
+async fn closing_ends_although_the_server_never_stops_talking() {
+    let peer = support::h1_peer::H1Peer::start(|mut conn, _| async move {
+        let accept = accept_of(&conn.read_head().await);
+        conn.send(switching(&accept)).await;
+        let many = frame(FIN | TEXT, b"x").repeat(1_000);
+        while conn.send(&many).await {}
+    });
+    let pool = ConnectionPool::new();
+    let client = pool.client_builder(format!("http://{}", peer.addr()));
+    let client = client.build().unwrap();
+    let builder = client
+        .websocket("/")
+        .close_timeout(Duration::from_millis(200));
+    let mut socket = builder.connect().await.unwrap();
+    let error = common::in_time(socket.close(1000, "")).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Timeout, "{error}");
+    eventually("its place is free", || pool.stats().open == 0).await;
+}
+
+/// Over TLS, which keeps what the socket has no room for: of a message whose future was dropped then, nothing is left
+/// behind, though nothing is sent any more.
+#[tokio::test]
+async fn dropped_send_leaves_nothing_in_tls() {
+    common::in_time(async {
+        let pki = support::pki::Pki::new();
+        let gate = support::gate::Gate::new();
+        let waiter = gate.waiter();
+        // With its head, as a client sends it.
+        const MESSAGE: usize = 16_000;
+        const FRAME: usize = MESSAGE + 8;
+        let messages = Arc::new(AtomicUsize::new(0));
+        let counted = messages.clone();
+        let identity = pki.server(&["localhost"]);
+        let peer = support::h1_peer::H1Peer::start_tls(&identity, move |mut conn, _| {
+            let (waiter, counted) = (waiter.clone(), counted.clone());
+            async move {
+                let accept = accept_of(&conn.read_head().await);
+                conn.send(switching(&accept)).await;
+                waiter.opened().await;
+                let all = counted.load(Ordering::SeqCst) * FRAME;
+                let came = conn.read_body(all).await.len() / FRAME;
+                conn.send(frame(FIN | TEXT, came.to_string().as_bytes()))
+                    .await;
+                conn.closed_by_client().await;
+            }
+        });
+        let tls = firstbyte::tls::TlsOptions::new().builtin_roots(false);
+        let pool = ConnectionPool::builder().tls(tls.add_root(pki.ca_der()));
+        let pool = pool.build().unwrap();
+        let client = pool.client_builder(format!("https://localhost:{}", peer.port()));
+        let client = client.build().unwrap();
+        let builder = client.websocket("/").ping_interval(None);
+        let mut socket = builder.connect().await.unwrap();
+        loop {
+            messages.fetch_add(1, Ordering::SeqCst);
+            let sent = DropAfter::new(socket.send(vec![7; MESSAGE]), 1).await;
+            // No room is left in the socket, and the whole frame is in the hands of TLS.
+            let Some(sent) = sent else { break };
+            sent.unwrap();
+        }
+        gate.open();
+        let came = text(socket.next().await);
+        assert_eq!(came, messages.load(Ordering::SeqCst).to_string());
+    })
+    .await;
 }
 
 /// Dropped at every point, nothing is lost, sent twice or cut in two.

@@ -350,6 +350,16 @@ async fn peer_that_requires_http1_gets_it_for_the_request_or_for_all() {
                 assert_eq!(response.metrics().attempts, attempts, "{n}");
             }
             assert_eq!(http1.load(Ordering::SeqCst), 3);
+            // Requests of the pool itself remember, too.
+            for n in 1..=2 {
+                let request = http::Request::post(&url).body("").unwrap();
+                let response = pool.send(request).await.unwrap();
+                assert_eq!(response.version(), http::Version::HTTP_11, "{n}");
+            }
+            let attempts = if of_connection { 2 + 1 } else { 2 + 2 };
+            let stats = pool.stats();
+            let before = if of_connection { 1 } else { 3 };
+            assert_eq!(stats.retries, before + attempts - 2);
             let only = pool.client_builder(&url).protocols(Protocols::Http2);
             let error = only.build().unwrap().get("/").send().await.unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Http1Required);

@@ -8,10 +8,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use common::{BOTH, World, eventually, in_time, join_all};
+use firstbyte::proxy::Proxy;
+use firstbyte::tcp::TcpOptions;
 use firstbyte::websocket::Message;
 use firstbyte::{Client, ErrorKind, Protocols, WebSocket};
+use futures_util::{SinkExt, StreamExt};
 use http::{StatusCode, Version};
-use support::server::{Builder, Reply, websocket};
+use support::proxy::{Asked, Manner, ProxyPeer};
+use support::server::{Builder, Reply, Server, websocket};
 
 /// Where WebSockets may go over both protocols.
 async fn sound() -> World {
@@ -235,11 +239,22 @@ async fn urls_of_websockets_are_those_of_their_origin() {
         for builder in [
             client.websocket("/echo").header("sec-websocket-key", "x"),
             client.websocket("/echo").header("upgrade", "h2c"),
-            client.websocket("/echo").subprotocols(["a b"]),
+            // Some services want a key there.
+            client.websocket("/echo").subprotocols(["sk-TOPSECRET="]),
+            client
+                .websocket("/echo")
+                .query([("key", "sk-TOPSECRET")])
+                .header("upgrade", "x"),
         ] {
+            let shown = format!("{builder:?}");
             let error = builder.connect().await.unwrap_err();
             assert!(error.is_invalid() && error.origin().is_some(), "{error}");
+            let shown = format!("{shown} {error} {error:?}");
+            assert!(!shown.contains("TOPSECRET"), "{shown}");
         }
+        let builder = client.websocket("/echo").subprotocols(["sk-TOPSECRET"]);
+        let socket = builder.connect().await.unwrap();
+        assert!(!format!("{socket:?}").contains("TOPSECRET"));
     })
     .await;
 }
@@ -288,6 +303,77 @@ async fn opening_is_bounded_and_the_session_is_not() {
         // That long it lasts in any case.
         tokio::time::sleep(Duration::from_millis(250)).await;
         echo(&mut socket, "hello").await;
+    })
+    .await;
+}
+
+/// A proxy that forwards `http` requests may not pass an upgrade on (RFC 9110 §7.6.1).
+#[tokio::test]
+async fn proxies_are_asked_for_tunnels_whatever_the_scheme() {
+    in_time(async {
+        let server = Server::builder()
+            .plain()
+            .websockets("/echo", false, websocket::echo);
+        let server = server.start().await;
+        let proxy = ProxyPeer::start(None, Manner::default());
+        let url = format!("http://{}", proxy.addr());
+        let pool = firstbyte::ConnectionPool::builder();
+        let pool = pool.proxy(Proxy::parse(&url).unwrap()).build().unwrap();
+        let client = pool.client_builder(server.url("/")).build().unwrap();
+        client.get("/").send().await.unwrap();
+        for _ in 0..2 {
+            let mut socket = client.websocket("/echo").connect().await.unwrap();
+            echo(&mut socket, "hello").await;
+            socket.close(1000, "").await.unwrap();
+        }
+        client.get("/").send().await.unwrap();
+        let asked: Vec<bool> = proxy
+            .asked()
+            .iter()
+            .map(|asked| matches!(asked, Asked::Tunnel(_)))
+            .collect();
+        assert_eq!(asked, [false, true, true, false]);
+
+        let world = sound().await;
+        let proxy = ProxyPeer::start(None, Manner::default());
+        let proxied = world.pool.client_builder(world.server.url("/"));
+        let url = format!("http://{}", proxy.addr());
+        let proxied = proxied.proxy(Proxy::parse(&url).unwrap()).build().unwrap();
+        let mut socket = proxied.websocket("/echo").connect().await.unwrap();
+        assert_eq!(socket.connection().protocol(), Version::HTTP_2);
+        assert!(socket.connection().proxy().is_some());
+        echo(&mut socket, "hello").await;
+        assert!(matches!(proxy.asked()[..], [Asked::Tunnel(_)]));
+    })
+    .await;
+}
+
+/// The kernel would take a closed window for a dead peer.
+#[tokio::test]
+async fn server_that_pauses_for_longer_than_the_user_timeout_keeps_its_session() {
+    in_time(async {
+        const TIMEOUT: Duration = Duration::from_millis(500);
+        const LEN: usize = 16 << 20;
+        let server =
+            Server::builder()
+                .plain()
+                .websockets("/slow", false, |_, mut socket| async move {
+                    // The pause is the fault.
+                    tokio::time::sleep(TIMEOUT * 4).await;
+                    let message = socket.next().await.unwrap().unwrap();
+                    let len = message.into_data().len().to_string();
+                    socket.send(len.into()).await.unwrap();
+                });
+        let server = server.start().await;
+        let pool = firstbyte::ConnectionPool::builder()
+            .tcp(TcpOptions::default().user_timeout(Some(TIMEOUT)))
+            .build()
+            .unwrap();
+        let client = pool.client_builder(server.url("/")).build().unwrap();
+        let mut socket = client.websocket("/slow").connect().await.unwrap();
+        socket.send(vec![0; LEN]).await.unwrap();
+        let came = socket.next().await.unwrap().unwrap();
+        assert_eq!(came.as_text(), Some(&*LEN.to_string()));
     })
     .await;
 }

@@ -30,6 +30,7 @@ use super::prepare::{DefaultHeaders, Draft, Prepared};
 use super::provider::Provider;
 use super::provider_client::Client;
 use super::response_body::ResponseBody;
+use super::routes::Routes;
 use super::send::{Route, send};
 
 /// A pool of connections to any number of origins, and the clients that use it. Cheap to clone;
@@ -49,6 +50,8 @@ pub struct ConnectionPool {
 pub(super) struct Defaults {
     pub(super) connect: Arc<ConnectOptions>,
     options: CallOptions,
+    /// Of `send`.
+    routes: Routes,
 }
 
 impl fmt::Debug for ConnectionPool {
@@ -142,8 +145,12 @@ impl ConnectionPool {
             .extensions
             .remove::<RequestOptions>()
             .unwrap_or_default();
-        let origin = Origin::from_uri(&parts.uri)?;
-        crate::connection::check_plain(&origin, self.defaults.connect.protocols)?;
+        let connect = &self.defaults.connect;
+        let route = self.defaults.routes.get(&parts.uri, || {
+            let origin = Origin::from_uri(&parts.uri)?;
+            crate::connection::check_plain(&origin, connect.protocols)?;
+            Route::new(origin, connect.clone())
+        })?;
         let target = match parts.uri.path_and_query() {
             // `http` keeps an empty path; RFC 9112 §3.2.1 sends it as a slash.
             Some(target) if target.as_str().starts_with('?') => PathAndQuery::from_maybe_shared(
@@ -162,9 +169,9 @@ impl ConnectionPool {
             is_websocket: false,
         });
         let options = self.defaults.options.with(&draft.options);
-        let request = Prepared::new(draft, DefaultHeaders::none(), &origin, body.exact_len())
-            .map_err(|e| e.with_origin(origin.to_string()))?;
-        let route = Route::new(origin, self.defaults.connect.clone())?;
+        let length = body.exact_len();
+        let request = Prepared::new(draft, DefaultHeaders::none(), &route.origin, length)
+            .map_err(|e| e.with_origin(route.origin_text.clone()))?;
         let body = send(&self.pool, None, &route, request, body, options).await?;
         Ok(body.into_http())
     }
@@ -460,6 +467,7 @@ impl ConnectionPoolBuilder {
             defaults: Arc::new(Defaults {
                 connect: Arc::new(self.connect),
                 options: self.options,
+                routes: Routes::default(),
             }),
             clients: Arc::new(Mutex::default()),
         }

@@ -76,7 +76,8 @@ impl Service<Uri> for HyperConnector {
         let Self { pool, options } = self.clone();
         HyperConnecting(Box::pin(async move {
             let route = Route::new(Origin::from_uri(&uri)?, options)?;
-            let host = route.host(&pool)?;
+            // Whoever speaks HTTP over it does not know that a proxy forwards.
+            let host = route.tunnelled().host(&pool)?;
             let Dialled { info, stream } = host.dial_for_others().await?;
             Ok(TokioIo::new(HyperStream { info, stream }))
         }))

@@ -19,6 +19,7 @@ mod request;
 mod response;
 mod response_body;
 mod retry;
+mod routes;
 mod send;
 mod targets;
 #[cfg(feature = "tower")]

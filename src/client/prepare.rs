@@ -137,7 +137,7 @@ impl Prepared {
         }
         mark_all_sensitive(&mut draft.headers);
         let idempotent = draft.options.idempotent;
-        // A session that begins twice is not what a safe method promises.
+        // Early data can be replayed by others, as often as they like: no session begins with it.
         let early = !draft.is_websocket && idempotent.unwrap_or_else(|| draft.method.is_safe());
         let idempotent = idempotent.unwrap_or_else(|| {
             draft.method.is_idempotent()

@@ -106,8 +106,7 @@ impl ResponseBody {
         match std::mem::replace(&mut self.call.source, Source::Ended) {
             Source::Tunnel(lease) => {
                 self.call.end();
-                let (stream, left_over, lease) = lease.into_upgraded();
-                Some(Upgraded::connection(stream, left_over, lease))
+                Some(Upgraded::connection(lease.into_upgraded()))
             }
             Source::StreamTunnel(body) => {
                 self.call.end();

@@ -57,6 +57,8 @@ pub(crate) struct Route {
     found: ArcSwapOption<Found>,
     /// The same origin over HTTP/1.1 alone, once it was needed.
     http1: OnceLock<Box<Self>>,
+    /// The same origin through a tunnel, where a proxy would be asked for each request.
+    tunnelled: OnceLock<Box<Self>>,
     /// Until then requests go over HTTP/1.1: the origin ended a connection that spoke HTTP/2.
     http1_until: ArcSwapOption<Instant>,
     /// Until then WebSockets do: the origin does not take them over HTTP/2.
@@ -81,6 +83,25 @@ impl Route {
             minimum: None,
             found: ArcSwapOption::empty(),
             http1: OnceLock::new(),
+            tunnelled: OnceLock::new(),
+            http1_until: ArcSwapOption::empty(),
+            websockets_http1_until: ArcSwapOption::empty(),
+        })
+    }
+
+    /// The same origin by other options.
+    fn with_options(&self, change: impl FnOnce(&mut ConnectOptions)) -> Box<Self> {
+        let mut options = ConnectOptions::clone(&self.options);
+        change(&mut options);
+        Box::new(Self {
+            origin: self.origin.clone(),
+            origin_text: self.origin_text.clone(),
+            authority: self.authority.clone(),
+            options: Arc::new(options),
+            minimum: None,
+            found: ArcSwapOption::empty(),
+            http1: OnceLock::new(),
+            tunnelled: OnceLock::new(),
             http1_until: ArcSwapOption::empty(),
             websockets_http1_until: ArcSwapOption::empty(),
         })
@@ -95,21 +116,19 @@ impl Route {
         if !self.may_use_http1() {
             return None;
         }
-        Some(self.http1.get_or_init(|| {
-            let mut options = ConnectOptions::clone(&self.options);
-            options.protocols = Protocols::Http1;
-            Box::new(Self {
-                origin: self.origin.clone(),
-                origin_text: self.origin_text.clone(),
-                authority: self.authority.clone(),
-                options: Arc::new(options),
-                minimum: None,
-                found: ArcSwapOption::empty(),
-                http1: OnceLock::new(),
-                http1_until: ArcSwapOption::empty(),
-                websockets_http1_until: ArcSwapOption::empty(),
-            })
-        }))
+        let http1 = || self.with_options(|options| options.protocols = Protocols::Http1);
+        Some(self.http1.get_or_init(http1))
+    }
+
+    /// The same origin by a connection of our own, where a proxy would forward each request: it may not pass on what
+    /// belongs to one connection (RFC 9110 §7.6.1), such as an upgrade (RFC 6455 §4.1).
+    pub(crate) fn tunnelled(&self) -> &Self {
+        let is_proxied = self.options.proxies.proxy_for(&self.origin).is_some();
+        if self.origin.is_https() || !is_proxied || self.options.tunnels {
+            return self;
+        }
+        let tunnelled = || self.with_options(|options| options.tunnels = true);
+        self.tunnelled.get_or_init(tunnelled)
     }
 
     /// The origin ended a connection because it spoke HTTP/2.
@@ -133,7 +152,12 @@ impl Route {
         let is_required =
             is_before(&self.http1_until) || is_websocket && is_before(&self.websockets_http1_until);
         let over_http1 = is_required.then(|| self.over_http1()).flatten();
-        over_http1.unwrap_or(self)
+        let route = over_http1.unwrap_or(self);
+        if is_websocket {
+            route.tunnelled()
+        } else {
+            route
+        }
     }
 
     /// Whether the origin's budget pays for one more attempt.
@@ -362,7 +386,7 @@ pub(crate) async fn send(
                 Ok(attempt.await)
             }
         };
-        let result = result.unwrap_or_else(|expired| Err(expired.into_error(&call.recorder)));
+        let result = result.unwrap_or_else(|expired| Err(expired.into_error(call, &traffic)));
         let result = match &handshake {
             None => result,
             Some(handshake) => {
@@ -516,7 +540,9 @@ async fn exchange(
             let handle = lease.handle();
             let protocol = request.protocol();
             if protocol.is_some() {
+                traffic.is_held.store(true, Relaxed);
                 handle.check_extended_connect().await?;
+                traffic.is_held.store(false, Relaxed);
             }
             let outgoing = Outgoing {
                 head: request.http2(&route.origin, &route.authority),
@@ -553,8 +579,13 @@ struct Expired {
 }
 
 impl Expired {
-    fn into_error(self, recorder: &RequestRecorder) -> Error {
-        let phase = recorder.timing().current_phase();
+    fn into_error(self, call: &Call, traffic: &Traffic) -> Error {
+        let phase = call.recorder.timing().current_phase();
+        let safety = if traffic.is_held.load(Relaxed) {
+            ReplaySafety::NotSent
+        } else {
+            ReplaySafety::MaybeProcessed
+        };
         let doing = if phase == Phase::Send {
             "sending the request"
         } else {
@@ -566,7 +597,7 @@ impl Expired {
         );
         Error::new(ErrorKind::Timeout, message)
             .at(phase)
-            .with_replay(ReplaySafety::MaybeProcessed)
+            .with_replay(safety)
     }
 }
 

@@ -1,5 +1,6 @@
 //! What remains of a connection, or of a stream, when HTTP hands it over.
 
+use std::fmt;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -9,7 +10,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::connection::Stream;
 use crate::http2::Tunnel;
-use crate::pool::{H2Lease, UpgradedLease};
+use crate::io::{AttendUpload, BoxFuture};
+use crate::pool::{H2Lease, UpgradedLease, UpgradedParts};
 
 /// A connection that left HTTP (RFC 9110 §7.8), or one stream of an HTTP/2 connection (RFC 8441). Reads what
 /// came behind the response head first.
@@ -26,17 +28,59 @@ enum Inner {
     Connection {
         left_over: Bytes,
         stream: Box<Stream>,
+        attendance: Attendance,
         _lease: UpgradedLease,
     },
     Stream(Box<Tunnel<H2Lease>>),
 }
 
+/// Keeps the kernel from ending the connection while the peer takes its time with what was sent, from the first write
+/// on. Polled beside whatever waits.
+struct Attendance {
+    attendant: Option<Box<dyn AttendUpload>>,
+    attending: Option<BoxFuture<'static, ()>>,
+}
+
+impl fmt::Debug for Attendance {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Attendance").finish_non_exhaustive()
+    }
+}
+
+impl Attendance {
+    fn wrote(&mut self) {
+        if let Some(attendant) = self.attendant.take() {
+            self.attending = attendant.attend();
+        }
+    }
+
+    /// Passes on what waits.
+    fn beside<R>(&mut self, cx: &mut Context<'_>, polled: Poll<R>) -> Poll<R> {
+        if polled.is_pending()
+            && let Some(attending) = &mut self.attending
+        {
+            let _never = attending.as_mut().poll(cx);
+        }
+        polled
+    }
+}
+
 impl Upgraded {
-    pub(crate) fn connection(stream: Stream, left_over: Bytes, lease: UpgradedLease) -> Self {
+    pub(crate) fn connection(parts: UpgradedParts) -> Self {
+        let UpgradedParts {
+            stream,
+            left_over,
+            attendant,
+            lease,
+        } = parts;
         Self {
             inner: Inner::Connection {
                 left_over,
                 stream: Box::new(stream),
+                attendance: Attendance {
+                    attendant,
+                    attending: None,
+                },
                 _lease: lease,
             },
         }
@@ -61,7 +105,12 @@ impl AsyncRead for Upgraded {
                 buf.put_slice(&left_over.split_to(n));
                 Poll::Ready(Ok(()))
             }
-            Inner::Connection { stream, .. } => Pin::new(stream).poll_read(cx, buf),
+            Inner::Connection {
+                stream, attendance, ..
+            } => {
+                let read = Pin::new(stream).poll_read(cx, buf);
+                attendance.beside(cx, read)
+            }
             Inner::Stream(tunnel) => Pin::new(tunnel).poll_read(cx, buf),
         }
     }
@@ -69,14 +118,11 @@ impl AsyncRead for Upgraded {
 
 impl AsyncWrite for Upgraded {
     fn poll_write(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        match &mut self.inner {
-            Inner::Connection { stream, .. } => Pin::new(stream).poll_write(cx, buf),
-            Inner::Stream(tunnel) => Pin::new(tunnel).poll_write(cx, buf),
-        }
+        self.poll_write_vectored(cx, &[IoSlice::new(buf)])
     }
 
     fn poll_write_vectored(
@@ -85,7 +131,13 @@ impl AsyncWrite for Upgraded {
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         match &mut self.inner {
-            Inner::Connection { stream, .. } => Pin::new(stream).poll_write_vectored(cx, bufs),
+            Inner::Connection {
+                stream, attendance, ..
+            } => {
+                attendance.wrote();
+                let written = Pin::new(stream).poll_write_vectored(cx, bufs);
+                attendance.beside(cx, written)
+            }
             Inner::Stream(tunnel) => Pin::new(tunnel).poll_write_vectored(cx, bufs),
         }
     }
@@ -96,7 +148,12 @@ impl AsyncWrite for Upgraded {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut self.inner {
-            Inner::Connection { stream, .. } => Pin::new(stream).poll_flush(cx),
+            Inner::Connection {
+                stream, attendance, ..
+            } => {
+                let flushed = Pin::new(stream).poll_flush(cx);
+                attendance.beside(cx, flushed)
+            }
             Inner::Stream(tunnel) => Pin::new(tunnel).poll_flush(cx),
         }
     }

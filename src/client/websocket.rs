@@ -67,10 +67,11 @@ pub struct WebSocketBuilder {
 }
 
 impl fmt::Debug for WebSocketBuilder {
+    /// Without the names of subprotocols, in which some services want a key.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("WebSocketBuilder")
             .field("request", &self.request)
-            .field("subprotocols", &self.subprotocols)
+            .field("subprotocols", &self.subprotocols.len())
             .field("options", &self.options)
             .finish()
     }
@@ -129,8 +130,8 @@ impl WebSocketBuilder {
         self
     }
 
-    /// The longest message that is taken. A longer one ends the session (1009, kind TooLarge) before there is room made
-    /// for it. Default 16 MiB.
+    /// The longest message that is taken. A longer one ends the session (1009, kind TooLarge), before room is made for it if
+    /// it is one frame; no more than twice as much is ever held. Default 16 MiB.
     pub fn max_message_bytes(mut self, bytes: usize) -> Self {
         self.options.max_message_bytes = bytes;
         self
@@ -143,8 +144,8 @@ impl WebSocketBuilder {
         self
     }
 
-    /// For how long a ping may stay without anything from the server; then the session is over, kind Timeout. Default
-    /// 20 s.
+    /// For how long nothing may come from the server behind a ping; then the session is over, kind Timeout. A ping that
+    /// stands behind a long message has time for as long as that moves. Default 20 s.
     pub fn ping_timeout(mut self, limit: Duration) -> Self {
         self.options.ping_timeout = limit;
         self
@@ -153,6 +154,13 @@ impl WebSocketBuilder {
     /// For how long the server may take to answer a Close. Default 5 s.
     pub fn close_timeout(mut self, limit: Duration) -> Self {
         self.options.close_timeout = limit;
+        self
+    }
+
+    /// Says whether the opening may be made twice, if a connection that was idle turns out to be lost. By default it may, as
+    /// any GET; where the server takes the same token only once it may not.
+    pub fn idempotent(mut self, yes: bool) -> Self {
+        self.request = self.request.idempotent(yes);
         self
     }
 
@@ -193,7 +201,6 @@ impl WebSocketBuilder {
 }
 
 /// What does not change while a session lasts.
-#[derive(Debug)]
 struct Facts {
     timing: TimingHandle,
     metrics: StepMetrics,
@@ -239,12 +246,18 @@ impl Shared {
         poll: impl FnOnce(&mut Session<Upgraded>, &mut Context<'_>) -> Poll<R>,
     ) -> Poll<R> {
         own.register(cx.waker());
-        let polled = poll(
-            &mut lock(&self.session),
-            &mut Context::from_waker(&self.waker),
-        );
+        let (polled, is_news) = {
+            let mut session = lock(&self.session);
+            let before = session.standing();
+            let polled = poll(&mut session, &mut Context::from_waker(&self.waker));
+            (polled, before != session.standing())
+        };
         if polled.is_ready() {
             own.take();
+        }
+        if is_news {
+            // The other half waits for something that will not come, or for another time.
+            self.waker.wake_by_ref();
         }
         polled
     }
@@ -387,14 +400,15 @@ impl fmt::Debug for WebSocketSender {
 }
 
 impl WebSocketSender {
-    /// Sends a message, and waits until the connection has taken it: as one frame, in one TLS record or piece of HTTP/2
-    /// data where it fits.
+    /// Sends a message, and waits until the connection has taken it: as one frame up to 4 MiB, in one TLS record or piece of
+    /// HTTP/2 data where it fits.
     ///
     /// Dropped before there was room for it, the future sends nothing; later, the message goes out with whatever is sent
     /// or received next, and never half of it.
     ///
     /// # Errors
-    /// ConnectionLost: the session is over, or closing; or whatever it has failed with.
+    /// ConnectionLost: the connection is, or the session is over or closing; or whatever it has failed with. What the server
+    /// has said by then, a Close with its reason perhaps, is still there to be received.
     pub async fn send(&mut self, message: impl Into<Message>) -> Result<(), Error> {
         let mut message = Some(message.into());
         poll_fn(|cx| {
@@ -407,7 +421,8 @@ impl WebSocketSender {
         .map_err(|error| self.0.describe(error))
     }
 
-    /// Sends a Close, after which nothing can be sent. The other half goes on until the server has answered it.
+    /// Sends a Close, after which nothing can be sent. The other half goes on until the server has answered it, and tells if
+    /// it could not be sent.
     ///
     /// Dropping the future ends the waiting; the Close goes out with whatever is received next.
     ///
@@ -416,13 +431,16 @@ impl WebSocketSender {
     pub async fn close(&mut self, code: u16, reason: &str) -> Result<(), Error> {
         let shared = &*self.0;
         let frame = CloseFrame::new(code, reason).map_err(|error| shared.describe(error))?;
-        let started = lock(&shared.session).start_close(&frame);
-        started.map_err(|error| shared.describe(error))?;
-        // Whoever waits for a message waits with another deadline now.
-        shared.waker.wake_by_ref();
-        poll_fn(|cx| shared.poll(&shared.tasks.sender, cx, Session::poll_flush))
-            .await
-            .map_err(|error| shared.describe(error))
+        let mut frame = Some(frame);
+        let closed = poll_fn(|cx| {
+            shared.poll(&shared.tasks.sender, cx, |session, cx| {
+                if let Some(frame) = frame.take() {
+                    session.start_close(&frame)?;
+                }
+                session.poll_flush(cx)
+            })
+        });
+        closed.await.map_err(|error| shared.describe(error))
     }
 }
 

@@ -142,14 +142,13 @@ pub(crate) struct Dialled {
     pub(crate) stream: Stream,
 }
 
-/// Dials as [`connect`] does, up to and with TLS; without early data, and through every proxy by a tunnel.
+/// Dials as [`connect`] does, up to and with TLS; without early data.
 #[cfg(feature = "hyper-util")]
 pub(crate) async fn dial(
     plan: &Plan,
     deps: &Deps,
     recorder: &Arc<DialRecorder>,
 ) -> Result<Dialled, Error> {
-    let plan = &plan.with_tunnel();
     let walk = async {
         let opened = open_stream(plan, deps, recorder, Learned::default()).await?;
         let (mut stream, is_http2, end) = opened;

@@ -64,6 +64,8 @@ pub(crate) struct ConnectOptions {
     pub(crate) unix_socket: Option<Arc<Path>>,
     /// Connections of different tags are never shared.
     pub(crate) isolation: Option<Arc<str>>,
+    /// Proxies are asked for a tunnel even where they could be asked for each request.
+    pub(crate) tunnels: bool,
 }
 
 /// What comes after TCP.
@@ -123,6 +125,7 @@ impl Plan {
             proxies,
             unix_socket,
             isolation: _,
+            tunnels,
         } = options;
         let security = if origin.is_https() {
             let alpn = match protocols {
@@ -144,6 +147,7 @@ impl Plan {
                     .transpose()?;
                 // HTTP/2 on plain http has no absolute-form: it needs a tunnel.
                 let forwards = !origin.is_https()
+                    && !tunnels
                     && proxy.scheme() != ProxyScheme::Socks5
                     && *protocols != Protocols::Http2PriorKnowledge;
                 FirstHop::Proxy(ProxyHop {
@@ -167,16 +171,6 @@ impl Plan {
             protocols: *protocols,
             memory: Arc::default(),
         })
-    }
-
-    /// The same, with a tunnel through a proxy that would be asked for each request.
-    #[cfg(feature = "hyper-util")]
-    pub(crate) fn with_tunnel(&self) -> Self {
-        let mut plan = self.clone();
-        if let FirstHop::Proxy(hop) = &mut plan.first_hop {
-            hop.forwards = false;
-        }
-        plan
     }
 
     /// The host whose name is looked up, and the port to connect to: those of the proxy if there is

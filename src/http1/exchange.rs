@@ -200,9 +200,9 @@ impl<S: Carrier> Http1<S> {
         let _ = Pin::new(&mut self.io).poll_shutdown(&mut cx);
     }
 
-    /// The stream and what was read of the next protocol (RFC 9110 §7.8).
-    pub(crate) fn into_parts(self) -> (S, Bytes) {
-        (self.io, self.buffer.freeze())
+    /// The stream, what was read of the next protocol (RFC 9110 §7.8), and who looks after the socket.
+    pub(crate) fn into_parts(self) -> (S, Bytes, Option<Box<dyn AttendUpload>>) {
+        (self.io, self.buffer.freeze(), self.attendant)
     }
 
     /// Sends a request and reads the head of its final response.

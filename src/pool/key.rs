@@ -36,6 +36,7 @@ impl Key {
             proxies: _,
             unix_socket: _,
             isolation: _,
+            tunnels: _,
         } = &*options;
         let parts = Parts {
             origin,

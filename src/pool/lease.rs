@@ -13,6 +13,7 @@ use crate::close_reason::CloseReason;
 use crate::connection::{ConnectionInfo, Stream};
 use crate::http1::Http1;
 use crate::http2::{Doubter, Http2, Released, Taken};
+use crate::io::AttendUpload;
 
 use super::capacity::Permit;
 use super::state::{Multiplexed, Pulse};
@@ -358,18 +359,22 @@ impl H1Lease {
         }
     }
 
-    /// Takes the byte stream out of HTTP. The lease that remains holds its place under the limits.
-    pub(crate) fn into_upgraded(mut self) -> (Stream, Bytes, UpgradedLease) {
+    /// Takes the byte stream out of HTTP.
+    pub(crate) fn into_upgraded(mut self) -> UpgradedParts {
         let conn = *self.conn.take().expect("taken only by value");
         let home = self.home.clone();
         home.clone().upgraded();
-        let (mut stream, left_over) = conn.http1.into_parts();
+        let (mut stream, left_over, attendant) = conn.http1.into_parts();
         stream.write_through();
-        let lease = UpgradedLease {
-            seat: Some(conn.seat),
-            home,
-        };
-        (stream, left_over, lease)
+        UpgradedParts {
+            stream,
+            left_over,
+            attendant,
+            lease: UpgradedLease {
+                seat: Some(conn.seat),
+                home,
+            },
+        }
     }
 }
 
@@ -382,6 +387,16 @@ impl Drop for H1Lease {
             Err(why) => home.close(conn, why),
         }
     }
+}
+
+/// What is left of a connection when HTTP is over.
+pub(crate) struct UpgradedParts {
+    pub(crate) stream: Stream,
+    /// Read already, of the next protocol.
+    pub(crate) left_over: Bytes,
+    /// Looks after the socket while something is sent.
+    pub(crate) attendant: Option<Box<dyn AttendUpload>>,
+    pub(crate) lease: UpgradedLease,
 }
 
 /// The place of an upgraded connection under the limits.

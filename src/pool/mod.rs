@@ -41,7 +41,7 @@ mod warm;
 
 pub(crate) use acquire::{Found, WaitLimits, acquire, acquire_fresh, check_out, wait_for};
 pub(crate) use host::Host;
-pub(crate) use lease::{H1Lease, H2Lease, Lease, UpgradedLease};
+pub(crate) use lease::{H1Lease, H2Lease, Lease, UpgradedLease, UpgradedParts};
 pub use limits::Limits;
 pub(crate) use registry::{Pool, PoolConfig};
 pub(crate) use state::Minimum;

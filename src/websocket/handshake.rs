@@ -15,7 +15,6 @@ use crate::error::{Error, ErrorKind, escape_peer_text};
 const GUID: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 
 /// One opening handshake.
-#[derive(Debug)]
 pub(crate) struct Handshake {
     key: String,
     subprotocols: Vec<String>,
@@ -65,7 +64,10 @@ impl Handshake {
         headers.insert(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
         if !self.subprotocols.is_empty() {
             let all = HeaderValue::from_str(&self.subprotocols.join(", "));
-            headers.insert(SEC_WEBSOCKET_PROTOCOL, all.expect("they are tokens"));
+            let mut all = all.expect("they are tokens");
+            // Browsers can send nothing else, so that some services take a key there.
+            all.set_sensitive(true);
+            headers.insert(SEC_WEBSOCKET_PROTOCOL, all);
         }
         Ok(())
     }
@@ -114,12 +116,7 @@ impl Handshake {
         let mut fits = asked.filter(|asked| asked.as_bytes() == first.as_bytes());
         match fits.next() {
             Some(chosen) if more.is_none() => Ok(Some(chosen.clone())),
-            _ => {
-                let name = escape_peer_text(first.as_bytes());
-                wrong(format!(
-                    "the server chose subprotocol `{name}`, which was not asked for"
-                ))
-            }
+            _ => wrong("the server chose a subprotocol that was not asked for".into()),
         }
     }
 
@@ -143,15 +140,16 @@ fn is_one(headers: &HeaderMap, name: &HeaderName, fits: impl Fn(&[u8]) -> bool) 
 /// Whether a subprotocol may be asked for (RFC 6455 §4.1: a token).
 ///
 /// # Errors
-/// Invalid.
+/// Invalid; without the name, which may hold a key.
 fn check_subprotocol(name: &str) -> Result<(), Error> {
-    let is_token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
-    if !name.is_empty() && name.bytes().all(is_token) {
-        return Ok(());
-    }
-    let shown = escape_peer_text(name.as_bytes());
+    let is_token = |c: char| c.is_ascii_alphanumeric() || "!#$%&'*+-.^_`|~".contains(c);
+    let why = match name.chars().find(|c| !is_token(*c)) {
+        None if !name.is_empty() => return Ok(()),
+        None => "is empty".to_owned(),
+        Some(c) => format!("has the character {c:?}"),
+    };
     Err(Error::invalid(format!(
-        "subprotocol `{shown}` is no token (RFC 9110 §5.6.2)"
+        "a subprotocol is no token (RFC 9110 §5.6.2): it {why}"
     )))
 }
 
@@ -248,6 +246,7 @@ mod tests {
         ] {
             assert_eq!(headers[name], value);
         }
+        assert!(headers["sec-websocket-protocol"].is_sensitive());
         assert!(handshake(&[]).write(&mut headers).unwrap_err().is_invalid());
         let keys: Vec<_> = (0..2)
             .map(|_| Handshake::new(Vec::new()).unwrap().key)

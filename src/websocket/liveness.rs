@@ -25,12 +25,21 @@ pub(super) enum Due {
     Never,
 }
 
-/// A peer that was silent for `interval` is asked with a ping, and is dead if `patience` later nothing has come.
+/// A peer that was silent for `interval` is asked with a ping, and is dead if nothing has come for `patience` behind it.
 #[derive(Debug)]
 pub(super) struct Liveness {
     interval: Option<Duration>,
     patience: Duration,
-    asked: Option<Heard>,
+    asked: Option<Asked>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Asked {
+    /// When the ping was sent; until it is, when it was wanted.
+    at: Instant,
+    is_sent: bool,
+    /// What had been heard by then.
+    reads: u64,
 }
 
 impl Liveness {
@@ -42,13 +51,17 @@ impl Liveness {
         }
     }
 
-    pub(super) fn due(&mut self, heard: Heard, now: Instant) -> Due {
+    /// `wrote` is when the connection took something last: a ping that stands behind a long message has time while that
+    /// moves.
+    pub(super) fn due(&mut self, heard: Heard, wrote: Option<Instant>, now: Instant) -> Due {
         let Some(interval) = self.interval else {
             return Due::Never;
         };
         if let Some(asked) = self.asked {
             if asked.reads == heard.reads {
-                let until = deadline(asked.at, self.patience);
+                let moved = wrote.filter(|_| !asked.is_sent);
+                let from = moved.map_or(asked.at, |wrote| wrote.max(asked.at));
+                let until = deadline(from, self.patience);
                 return if now < until {
                     Due::At(until)
                 } else {
@@ -61,11 +74,23 @@ impl Liveness {
         if now < at {
             return Due::At(at);
         }
-        self.asked = Some(Heard { at: now, ..heard });
+        self.asked = Some(Asked {
+            at: now,
+            is_sent: false,
+            reads: heard.reads,
+        });
         Due::Ask
     }
 
-    /// When the ping was asked for that is not answered yet.
+    /// Everything that was written has left, the ping included.
+    pub(super) fn sent(&mut self, now: impl FnOnce() -> Instant) {
+        if let Some(asked) = self.asked.as_mut().filter(|asked| !asked.is_sent) {
+            asked.is_sent = true;
+            asked.at = now();
+        }
+    }
+
+    /// When the ping was sent that is not answered yet.
     pub(super) fn asked_at(&self) -> Option<Instant> {
         self.asked.map(|asked| asked.at)
     }
@@ -82,16 +107,25 @@ mod tests {
         let at = |ms| start + Duration::from_millis(ms);
         let heard = |reads, ms| Heard { reads, at: at(ms) };
         let mut liveness = Liveness::new(Some(Duration::from_millis(20)), Duration::from_millis(5));
-        assert_eq!(liveness.due(heard(0, 0), at(0)), Due::At(at(20)));
-        assert_eq!(liveness.due(heard(1, 10), at(20)), Due::At(at(30)));
-        assert_eq!(liveness.due(heard(1, 10), at(33)), Due::Ask);
-        assert_eq!(liveness.asked_at(), Some(at(33)));
-        assert_eq!(liveness.due(heard(1, 10), at(33)), Due::At(at(38)));
+        let mut due = |heard, wrote: Option<u64>, now| liveness.due(heard, wrote.map(at), at(now));
+        assert_eq!(due(heard(0, 0), None, 0), Due::At(at(20)));
+        assert_eq!(due(heard(1, 10), None, 20), Due::At(at(30)));
+        assert_eq!(due(heard(1, 10), None, 33), Due::Ask);
+        // Behind a message that moves, and then does not.
+        assert_eq!(due(heard(1, 10), Some(30), 33), Due::At(at(38)));
+        assert_eq!(due(heard(1, 10), Some(37), 38), Due::At(at(42)));
+        assert_eq!(due(heard(1, 10), Some(37), 42), Due::Dead);
+        liveness.sent(|| at(40));
+        liveness.sent(|| at(41));
+        assert_eq!(liveness.asked_at(), Some(at(40)));
+        let mut due = |heard, wrote: Option<u64>, now| liveness.due(heard, wrote.map(at), at(now));
+        // What is written behind it gives no time.
+        assert_eq!(due(heard(1, 10), Some(44), 44), Due::At(at(45)));
         // The answer may come at the very instant of the question.
-        assert_eq!(liveness.due(heard(2, 33), at(33)), Due::At(at(53)));
-        assert_eq!(liveness.due(heard(2, 33), at(53)), Due::Ask);
-        assert_eq!(liveness.due(heard(2, 33), at(58)), Due::Dead);
+        assert_eq!(due(heard(2, 40), None, 45), Due::At(at(60)));
+        assert_eq!(due(heard(2, 40), None, 60), Due::Ask);
+        assert_eq!(due(heard(2, 40), None, 65), Due::Dead);
         let mut never = Liveness::new(None, Duration::ZERO);
-        assert_eq!(never.due(heard(0, 0), at(1_000_000)), Due::Never);
+        assert_eq!(never.due(heard(0, 0), None, at(1_000_000)), Due::Never);
     }
 }

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use futures_core::Stream;
 use futures_sink::Sink;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::task::coop::poll_proceed;
 use tokio::time::{Sleep, sleep_until};
 use tokio_websockets::proto::ProtocolError;
 use tokio_websockets::{ClientBuilder, CloseCode, Error as WsError, Limits, WebSocketStream};
@@ -27,6 +28,10 @@ use super::{CloseFrame, Message};
 const MOST_OWED: u32 = 1_000;
 /// Control frames that are dealt with in one turn of the task.
 const MOST_IN_ONE_TURN: u32 = 64;
+/// Messages that are given out although a Close should have come by then: they may have been there before.
+const MOST_BEHIND_TIME: u32 = 1_000;
+/// The longest payload of a control frame (RFC 6455 §5.5).
+const CONTROL: usize = 125;
 /// For how long the server may take to end the connection once both sides have closed (RFC 6455 §7.1.1: it is the
 /// one to do it first).
 const PATIENCE_AT_THE_END: Duration = Duration::from_secs(1);
@@ -81,7 +86,12 @@ pub(crate) struct Session<T> {
     round_trip: Option<Duration>,
     /// Pongs that were not taken yet.
     owed: u32,
+    /// Messages that came when the closing was over its time.
+    late: u32,
     close: Option<CloseFrame>,
+    /// Why nothing can be sent any more. What has arrived is read all the same.
+    write_failure: Option<Error>,
+    /// What ended it.
     failure: Option<Error>,
 }
 
@@ -98,14 +108,9 @@ impl<T> fmt::Debug for Session<T> {
 impl<T: AsyncRead + AsyncWrite + Unpin> Session<T> {
     /// Over a stream whose handshake is done.
     pub(crate) fn new(io: T, is_http2: bool, options: SessionOptions) -> Self {
-        let limits = Limits::default().max_payload_len(Some(options.max_message_bytes));
-        let watched = Watched {
-            io,
-            heard: Heard {
-                reads: 0,
-                at: now(),
-            },
-        };
+        let limits =
+            Limits::default().max_payload_len(Some(options.max_message_bytes.max(CONTROL)));
+        let watched = Watched::new(io);
         Self {
             frames: Some(ClientBuilder::new().limits(limits).take_over(watched)),
             liveness: Liveness::new(options.ping_interval, options.ping_timeout),
@@ -116,9 +121,17 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Session<T> {
             pings: 0,
             round_trip: None,
             owed: 0,
+            late: 0,
             close: None,
+            write_failure: None,
             failure: None,
         }
+    }
+
+    /// What both halves have to know: whoever changes it has to tell the other.
+    pub(crate) fn standing(&self) -> impl PartialEq + use<T> {
+        let failed = self.failure.is_some() || self.write_failure.is_some();
+        (self.state, failed, self.close.is_some())
     }
 
     /// What the peer's Close said, once it has come.
@@ -142,6 +155,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Session<T> {
                 ready!(self.poll_leave(cx, until));
                 self.end();
             }
+            // Of a message, a ping or a pong that could not leave at once.
+            let _in_vain = self.flush_rest(cx);
             let Some(frames) = &mut self.frames else {
                 return Poll::Ready(None);
             };
@@ -165,6 +180,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Session<T> {
                     let message =
                         "the connection ended without a Close frame (RFC 6455 §7.1.5, 1006)";
                     let error = Error::new(ErrorKind::ConnectionLost, message).at(Phase::Receive);
+                    // What ended it, if that is known.
+                    let error = self.write_failure.clone().unwrap_or(error);
                     return Poll::Ready(Some(Err(self.fail(error))));
                 }
                 Poll::Pending => {
@@ -172,6 +189,21 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Session<T> {
                     return Poll::Ready(Some(Err(self.fail(error))));
                 }
             };
+            if let State::Closing { until } = self.state
+                && now() >= until
+            {
+                // A peer that never stops sending does not put it off.
+                self.late += 1;
+                if self.late > MOST_BEHIND_TIME {
+                    let error = self.took_too_long();
+                    return Poll::Ready(Some(Err(self.fail(error))));
+                }
+            }
+            let (len, max_len) = (message.as_payload().len(), self.options.max_message_bytes);
+            if (message.is_text() || message.is_binary()) && len > max_len {
+                let error = WsError::PayloadTooLong { len, max_len };
+                return Poll::Ready(Some(Err(self.refuse(cx, error))));
+            }
             if message.is_text() || message.is_binary() {
                 let is_text = message.is_text();
                 let bytes = Bytes::from(message.into_payload());
@@ -214,46 +246,37 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Session<T> {
         cx: &mut Context<'_>,
         message: &mut Option<Message>,
     ) -> Poll<Result<(), Error>> {
-        let sent = self.poll_write(cx, message);
-        sent.map_err(|error| match &self.failure {
-            Some(failure) => failure.clone(),
-            None => error,
-        })
+        if message.is_some() {
+            self.check_open()?;
+            let Some(frames) = &mut self.frames else {
+                return Poll::Ready(Err(self.is_closed()));
+            };
+            let mut frames = Pin::new(frames);
+            let is_ready = ready!(frames.as_mut().poll_ready(cx));
+            let message = match message.take() {
+                Some(Message::Text(text)) => tokio_websockets::Message::text(text.into_bytes()),
+                Some(Message::Binary(bytes)) => tokio_websockets::Message::binary(bytes),
+                None => unreachable!("it was looked for"),
+            };
+            let queued = is_ready.and_then(|()| frames.start_send(message));
+            queued.map_err(|error| self.describe(error).at(Phase::Send))?;
+        }
+        if self.frames.is_some() && self.flush(cx).is_ready() && self.write_failure.is_none() {
+            return Poll::Ready(Ok(()));
+        }
+        // It may have ended while this waited.
+        self.check_open()?;
+        Poll::Pending
     }
 
-    fn poll_write(
-        &mut self,
-        cx: &mut Context<'_>,
-        message: &mut Option<Message>,
-    ) -> Poll<Result<(), Error>> {
-        let Some(frames) = self.frames.as_mut().filter(|_| self.state == State::Open) else {
-            return Poll::Ready(Err(self.is_closed()));
-        };
-        let mut frames = Pin::new(frames);
-        let mut written = Poll::Ready(Ok(()));
-        if message.is_some() {
-            written = frames.as_mut().poll_ready(cx);
-            if let Poll::Ready(Ok(())) = written {
-                let message = match message.take() {
-                    Some(Message::Text(text)) => tokio_websockets::Message::text(text.into_bytes()),
-                    Some(Message::Binary(bytes)) => tokio_websockets::Message::binary(bytes),
-                    None => unreachable!("it was looked for"),
-                };
-                written = Poll::Ready(frames.as_mut().start_send(message));
-            }
+    fn check_open(&self) -> Result<(), Error> {
+        if let Some(failure) = self.failure.as_ref().or(self.write_failure.as_ref()) {
+            return Err(failure.clone());
         }
-        if let Poll::Ready(Ok(())) = written {
-            written = frames.poll_flush(cx);
-        }
-        match ready!(written) {
-            Ok(()) => {
-                self.owed = 0;
-                Poll::Ready(Ok(()))
-            }
-            Err(error) => {
-                let error = self.describe(error).at(Phase::Send);
-                Poll::Ready(Err(self.fail(error)))
-            }
+        if self.state == State::Open {
+            Ok(())
+        } else {
+            Err(self.is_closed())
         }
     }
 
@@ -276,44 +299,52 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Session<T> {
         })
     }
 
-    /// Ready once everything has been written.
+    /// Ready once everything has been written, or nothing can be; the way in tells what became of it.
     pub(crate) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
         if let Some(failure) = &self.failure {
             return Poll::Ready(Err(failure.clone()));
         }
-        let Some(frames) = &mut self.frames else {
+        if self.flush(cx).is_ready() {
             return Poll::Ready(Ok(()));
-        };
-        let error = match Pin::new(frames).poll_flush(cx) {
-            Poll::Ready(Ok(())) => {
-                self.owed = 0;
-                return Poll::Ready(Ok(()));
-            }
-            Poll::Ready(Err(error)) => self.describe(error).at(Phase::Send),
-            Poll::Pending => ready!(self.poll_alarm(cx)),
-        };
+        }
+        let error = ready!(self.poll_alarm(cx));
         Poll::Ready(Err(self.fail(error)))
+    }
+
+    /// Writes what there is to be written. A failure is noted, and nothing waits for it.
+    fn flush(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(frames) = &mut self.frames else {
+            return Poll::Ready(());
+        };
+        let mut frames = Pin::new(frames);
+        let flushed = frames.as_mut().poll_flush(cx);
+        if let Some(error) = frames.get_mut().get_mut().write_error.take() {
+            let error = self.describe(WsError::Io(error)).at(Phase::Send);
+            self.write_failure = Some(error);
+        }
+        // A failure of its own it does not have, since what is below it has none.
+        ready!(flushed).unwrap_or_default();
+        self.owed = 0;
+        self.liveness.sent(now);
+        Poll::Ready(())
+    }
+
+    /// The same for what was left of an earlier time: TLS keeps what the socket had no room for.
+    fn flush_rest(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let frames = self.frames.as_ref();
+        if frames.is_some_and(|frames| frames.get_ref().has_unsent) {
+            return self.flush(cx);
+        }
+        Poll::Ready(())
     }
 
     /// Writes what is owed to the peer, as far as it takes it.
     fn pay(&mut self, cx: &mut Context<'_>) -> Result<(), Error> {
-        let Some(frames) = &mut self.frames else {
-            return Ok(());
-        };
-        match Pin::new(frames).poll_flush(cx) {
-            Poll::Ready(Ok(())) => {
-                self.owed = 0;
-                Ok(())
-            }
-            Poll::Ready(Err(error)) if self.close.is_none() => {
-                Err(self.describe(error).at(Phase::Send))
-            }
-            Poll::Pending if self.owed > MOST_OWED => {
-                let message = format!("the peer sent {MOST_OWED} pings and took no answer");
-                Err(Error::new(ErrorKind::Protocol, message).at(Phase::Send))
-            }
-            Poll::Ready(Err(_)) | Poll::Pending => Ok(()),
+        if self.flush(cx).is_pending() && self.owed > MOST_OWED {
+            let message = format!("the peer sent {MOST_OWED} pings and took no answer");
+            return Err(Error::new(ErrorKind::Protocol, message).at(Phase::Send));
         }
+        Ok(())
     }
 
     fn answered(&mut self, payload: &[u8]) {
@@ -328,24 +359,30 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Session<T> {
 
     /// Ready with what silence has led to.
     fn poll_alarm(&mut self, cx: &mut Context<'_>) -> Poll<Error> {
+        // Whoever waits may have been kept from reading by others, or by himself: only a timer that fires now, when there
+        // was nothing to read, is a verdict.
+        let mut has_fired = false;
         loop {
             let Some(frames) = &self.frames else {
                 return Poll::Pending;
             };
-            let heard = frames.get_ref().heard;
+            let (heard, wrote) = (frames.get_ref().heard, frames.get_ref().wrote);
+            let at = now();
             let due = match self.state {
-                State::Closing { until } if now() < until => Due::At(until),
-                State::Closing { .. } => return Poll::Ready(self.took_too_long()),
-                _ => self.liveness.due(heard, now()),
+                State::Closing { until } if at < until => Due::At(until),
+                State::Closing { .. } => Due::Dead,
+                _ => self.liveness.due(heard, wrote, at),
             };
             let at = match due {
                 Due::At(at) => at,
                 Due::Never => return Poll::Pending,
                 Due::Ask => {
-                    if let Err(error) = self.ask(cx) {
-                        return Poll::Ready(error);
-                    }
+                    self.ask(cx);
                     continue;
+                }
+                Due::Dead if !has_fired => at,
+                Due::Dead if matches!(self.state, State::Closing { .. }) => {
+                    return Poll::Ready(self.took_too_long());
                 }
                 Due::Dead => {
                     let limit = self.options.ping_timeout;
@@ -361,24 +398,21 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Session<T> {
                 alarm.as_mut().reset(at.into());
             }
             ready!(alarm.as_mut().poll(cx));
+            has_fired = true;
         }
     }
 
-    fn ask(&mut self, cx: &mut Context<'_>) -> Result<(), Error> {
+    /// Asks the peer whether it is there. What does not go out now goes out later, or the peer is dead.
+    fn ask(&mut self, cx: &mut Context<'_>) {
         let Some(frames) = &mut self.frames else {
-            return Ok(());
+            return;
         };
         self.pings += 1;
         let payload = Bytes::copy_from_slice(&self.pings.to_be_bytes());
         let ping = tokio_websockets::Message::ping(payload);
-        let mut frames = Pin::new(frames);
-        let queued = frames.as_mut().start_send(ping);
-        // What does not go out now goes out later, or the peer is dead.
-        let written = queued.and_then(|()| match frames.poll_flush(cx) {
-            Poll::Ready(written) => written,
-            Poll::Pending => Ok(()),
-        });
-        written.map_err(|error| self.describe(error).at(Phase::Send))
+        if Pin::new(frames).start_send(ping).is_ok() {
+            let _later = self.flush(cx);
+        }
     }
 
     /// The peer, or its connection, has failed us. It is told what it did wrong, if it still listens.
@@ -502,11 +536,40 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Session<T> {
     }
 }
 
-/// Notes when something came.
+/// Notes when something came and went, and keeps an error of writing from whoever reads: what has arrived is worth more.
 #[derive(Debug)]
 struct Watched<T> {
     io: T,
     heard: Heard,
+    /// When something was taken last.
+    wrote: Option<Instant>,
+    /// Something was written and not flushed.
+    has_unsent: bool,
+    /// Nothing is written any more, and nobody is told but once.
+    is_broken: bool,
+    write_error: Option<io::Error>,
+}
+
+impl<T> Watched<T> {
+    fn new(io: T) -> Self {
+        Self {
+            io,
+            heard: Heard {
+                reads: 0,
+                at: now(),
+            },
+            wrote: None,
+            has_unsent: false,
+            is_broken: false,
+            write_error: None,
+        }
+    }
+
+    fn break_down(&mut self, error: io::Error) {
+        self.is_broken = true;
+        self.has_unsent = false;
+        self.write_error = Some(error);
+    }
 }
 
 impl<T: AsyncRead + Unpin> AsyncRead for Watched<T> {
@@ -515,8 +578,11 @@ impl<T: AsyncRead + Unpin> AsyncRead for Watched<T> {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        // A stream of HTTP/2 has as much as there is, and a frame may be two bytes.
+        let turn = ready!(poll_proceed(cx));
         let before = buf.filled().len();
         ready!(Pin::new(&mut self.io).poll_read(cx, buf))?;
+        turn.made_progress();
         if buf.filled().len() > before {
             self.heard.reads += 1;
             self.heard.at = now();
@@ -527,11 +593,11 @@ impl<T: AsyncRead + Unpin> AsyncRead for Watched<T> {
 
 impl<T: AsyncWrite + Unpin> AsyncWrite for Watched<T> {
     fn poll_write(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(cx, buf)
+        self.poll_write_vectored(cx, &[IoSlice::new(buf)])
     }
 
     fn poll_write_vectored(
@@ -539,7 +605,25 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Watched<T> {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
+        let all = bufs.iter().map(|buf| buf.len()).sum();
+        if self.is_broken {
+            return Poll::Ready(Ok(all));
+        }
+        match ready!(Pin::new(&mut self.io).poll_write_vectored(cx, bufs)) {
+            Ok(n) if n > 0 || all == 0 => {
+                self.has_unsent = true;
+                self.wrote = Some(now());
+                Poll::Ready(Ok(n))
+            }
+            Ok(_) => {
+                self.break_down(io::ErrorKind::WriteZero.into());
+                Poll::Ready(Ok(all))
+            }
+            Err(error) => {
+                self.break_down(error);
+                Poll::Ready(Ok(all))
+            }
+        }
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -547,7 +631,14 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Watched<T> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
+        if self.is_broken {
+            return Poll::Ready(Ok(()));
+        }
+        match ready!(Pin::new(&mut self.io).poll_flush(cx)) {
+            Ok(()) => self.has_unsent = false,
+            Err(error) => self.break_down(error),
+        }
+        Poll::Ready(Ok(()))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
