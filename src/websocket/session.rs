@@ -189,54 +189,71 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Session<T> {
                     return Poll::Ready(Some(Err(self.fail(error))));
                 }
             };
-            if let State::Closing { until } = self.state
-                && now() >= until
-            {
-                // A peer that never stops sending does not put it off.
-                self.late += 1;
-                if self.late > MOST_BEHIND_TIME {
-                    let error = self.took_too_long();
-                    return Poll::Ready(Some(Err(self.fail(error))));
-                }
-            }
-            let (len, max_len) = (message.as_payload().len(), self.options.max_message_bytes);
-            if (message.is_text() || message.is_binary()) && len > max_len {
-                let error = WsError::PayloadTooLong { len, max_len };
-                return Poll::Ready(Some(Err(self.refuse(cx, error))));
+            if let Err(error) = self.check_time() {
+                return Poll::Ready(Some(Err(self.fail(error))));
             }
             if message.is_text() || message.is_binary() {
-                let is_text = message.is_text();
-                let bytes = Bytes::from(message.into_payload());
-                if !is_text {
-                    return Poll::Ready(Some(Ok(Message::Binary(bytes))));
-                }
-                // Looked at already, but for a last fragment that is empty (tokio-websockets 0.13.3).
-                let message = match Text::from_utf8(bytes) {
-                    Some(text) => Ok(Message::Text(text)),
-                    None => Err(self.refuse(cx, ProtocolError::InvalidUtf8.into())),
-                };
+                let message = self.data(message);
+                let message = message.map_err(|error| self.refuse(cx, error));
                 return Poll::Ready(Some(message));
             }
-            if let Some((code, reason)) = message.as_close() {
-                let code = (code != CloseCode::NO_STATUS_RECEIVED).then(|| code.into());
-                let reason = reason.into();
-                self.close = Some(CloseFrame { code, reason });
-                if self.state == State::Open {
-                    let until = deadline(now(), self.options.close_timeout);
-                    self.state = State::Closing { until };
-                }
-            } else if message.is_ping() {
-                self.owed += 1;
-                if let Err(error) = self.pay(cx) {
-                    return Poll::Ready(Some(Err(self.fail(error))));
-                }
-            } else {
-                self.answered(message.as_payload());
+            if let Err(error) = self.control(cx, &message) {
+                return Poll::Ready(Some(Err(self.fail(error))));
             }
         }
         // A peer that floods has its turn, and not the thread.
         cx.waker().wake_by_ref();
         Poll::Pending
+    }
+
+    /// Something came. A peer that never stops sending does not put the closing off.
+    fn check_time(&mut self) -> Result<(), Error> {
+        if let State::Closing { until } = self.state
+            && now() >= until
+        {
+            self.late += 1;
+            if self.late > MOST_BEHIND_TIME {
+                return Err(self.took_too_long());
+            }
+        }
+        Ok(())
+    }
+
+    fn data(&self, message: tokio_websockets::Message) -> Result<Message, WsError> {
+        let (len, max_len) = (message.as_payload().len(), self.options.max_message_bytes);
+        if len > max_len {
+            return Err(WsError::PayloadTooLong { len, max_len });
+        }
+        let is_text = message.is_text();
+        let bytes = Bytes::from(message.into_payload());
+        if !is_text {
+            return Ok(Message::Binary(bytes));
+        }
+        // Looked at already, but for a last fragment that is empty (tokio-websockets 0.13.3).
+        let text = Text::from_utf8(bytes).ok_or(ProtocolError::InvalidUtf8)?;
+        Ok(Message::Text(text))
+    }
+
+    fn control(
+        &mut self,
+        cx: &mut Context<'_>,
+        message: &tokio_websockets::Message,
+    ) -> Result<(), Error> {
+        if let Some((code, reason)) = message.as_close() {
+            let code = (code != CloseCode::NO_STATUS_RECEIVED).then(|| code.into());
+            let reason = reason.into();
+            self.close = Some(CloseFrame { code, reason });
+            if self.state == State::Open {
+                let until = deadline(now(), self.options.close_timeout);
+                self.state = State::Closing { until };
+            }
+        } else if message.is_ping() {
+            self.owed += 1;
+            self.pay(cx)?;
+        } else {
+            self.answered(message.as_payload());
+        }
+        Ok(())
     }
 
     /// Takes the message once there is room for it, and is ready once it is written. Dropped in between, the message
