@@ -1012,6 +1012,34 @@ async fn closing_ends_although_the_server_never_stops_talking() {
     eventually("its place is free", || pool.stats().open == 0).await;
 }
 
+/// On the clock of the machine, whose instants are no whole milliseconds.
+#[tokio::test]
+async fn silence_is_found_out_on_a_real_clock() {
+    let peer = support::h1_peer::H1Peer::start(|mut conn, _| async move {
+        let accept = accept_of(&conn.read_head().await);
+        conn.send(switching(&accept)).await;
+        conn.closed_by_client().await;
+    });
+    let pool = ConnectionPool::new();
+    let client = pool.client_builder(format!("http://{}", peer.addr()));
+    let client = client.build().unwrap();
+    let short = Duration::from_micros(30_300);
+    for closes in [false, true] {
+        let builder = client.websocket("/").ping_interval(short);
+        let builder = builder.ping_timeout(short).close_timeout(short);
+        let mut socket = builder.connect().await.unwrap();
+        let error = common::in_time(async {
+            if closes {
+                socket.close(1000, "").await.unwrap_err()
+            } else {
+                socket.next().await.unwrap().unwrap_err()
+            }
+        })
+        .await;
+        assert_eq!(error.kind(), ErrorKind::Timeout, "{error}");
+    }
+}
+
 /// Over TLS, which keeps what the socket has no room for: of a message whose future was dropped then, nothing is left
 /// behind, though nothing is sent any more.
 #[tokio::test]

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwapOption;
 use http::Uri;
-use http::uri::{Authority, Scheme};
+use http::uri::Scheme;
 
 use crate::error::Error;
 
@@ -30,7 +30,8 @@ impl fmt::Debug for Routes {
 
 struct Kept {
     scheme: Scheme,
-    authority: Authority,
+    /// Bytes of its own: the URL it came from may hold a key.
+    authority: Box<str>,
     route: Arc<Route>,
 }
 
@@ -48,7 +49,7 @@ impl Routes {
         let slot = &self.slots[hash as usize % SLOTS];
         if let Some(kept) = &*slot.load()
             // As they stand there: the same origin written otherwise has a route of its own.
-            && kept.authority.as_str() == authority.as_str()
+            && *kept.authority == *authority.as_str()
             && kept.scheme == *scheme
         {
             return Ok(kept.route.clone());
@@ -56,7 +57,7 @@ impl Routes {
         let route = Arc::new(make()?);
         slot.store(Some(Arc::new(Kept {
             scheme: scheme.clone(),
-            authority: authority.clone(),
+            authority: authority.as_str().into(),
             route: route.clone(),
         })));
         Ok(route)

@@ -123,8 +123,7 @@ impl Route {
     /// The same origin by a connection of our own, where a proxy would forward each request: it may not pass on what
     /// belongs to one connection (RFC 9110 §7.6.1), such as an upgrade (RFC 6455 §4.1).
     pub(crate) fn tunnelled(&self) -> &Self {
-        let is_proxied = self.options.proxies.proxy_for(&self.origin).is_some();
-        if self.origin.is_https() || !is_proxied || self.options.tunnels {
+        if !self.options.forwards(&self.origin) {
             return self;
         }
         let tunnelled = || self.with_options(|options| options.tunnels = true);

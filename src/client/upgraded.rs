@@ -48,18 +48,24 @@ impl fmt::Debug for Attendance {
 }
 
 impl Attendance {
-    fn wrote(&mut self) {
+    /// Something is written: from now on it looks, whoever waits for what.
+    fn attend(&mut self, cx: &mut Context<'_>) {
         if let Some(attendant) = self.attendant.take() {
             self.attending = attendant.attend();
+        }
+        self.look(cx);
+    }
+
+    fn look(&mut self, cx: &mut Context<'_>) {
+        if let Some(attending) = &mut self.attending {
+            let _never = attending.as_mut().poll(cx);
         }
     }
 
     /// Passes on what waits.
     fn beside<R>(&mut self, cx: &mut Context<'_>, polled: Poll<R>) -> Poll<R> {
-        if polled.is_pending()
-            && let Some(attending) = &mut self.attending
-        {
-            let _never = attending.as_mut().poll(cx);
+        if polled.is_pending() {
+            self.look(cx);
         }
         polled
     }
@@ -134,9 +140,8 @@ impl AsyncWrite for Upgraded {
             Inner::Connection {
                 stream, attendance, ..
             } => {
-                attendance.wrote();
-                let written = Pin::new(stream).poll_write_vectored(cx, bufs);
-                attendance.beside(cx, written)
+                attendance.attend(cx);
+                Pin::new(stream).poll_write_vectored(cx, bufs)
             }
             Inner::Stream(tunnel) => Pin::new(tunnel).poll_write_vectored(cx, bufs),
         }

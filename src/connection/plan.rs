@@ -68,6 +68,19 @@ pub(crate) struct ConnectOptions {
     pub(crate) tunnels: bool,
 }
 
+impl ConnectOptions {
+    /// Whether a proxy is asked for each request to the origin, and not once for a tunnel.
+    pub(crate) fn forwards(&self, origin: &Origin) -> bool {
+        let proxy = self.proxies.proxy_for(origin);
+        proxy.is_some_and(|proxy| proxy.scheme() != ProxyScheme::Socks5)
+            && self.unix_socket.is_none()
+            && !origin.is_https()
+            && !self.tunnels
+            // HTTP/2 on plain http has no absolute-form: it needs a tunnel.
+            && self.protocols != Protocols::Http2PriorKnowledge
+    }
+}
+
 /// What comes after TCP.
 #[derive(Clone, Debug)]
 pub(crate) enum Security {
@@ -125,7 +138,7 @@ impl Plan {
             proxies,
             unix_socket,
             isolation: _,
-            tunnels,
+            tunnels: _,
         } = options;
         let security = if origin.is_https() {
             let alpn = match protocols {
@@ -145,15 +158,10 @@ impl Plan {
                 let tls = (proxy.scheme() == ProxyScheme::Https)
                     .then(|| identities.for_proxy(tls, proxy.host()))
                     .transpose()?;
-                // HTTP/2 on plain http has no absolute-form: it needs a tunnel.
-                let forwards = !origin.is_https()
-                    && !tunnels
-                    && proxy.scheme() != ProxyScheme::Socks5
-                    && *protocols != Protocols::Http2PriorKnowledge;
                 FirstHop::Proxy(ProxyHop {
                     proxy: proxy.clone(),
                     tls,
-                    forwards,
+                    forwards: options.forwards(origin),
                 })
             }
         };

@@ -20,8 +20,8 @@ pub(super) enum Due {
     At(Instant),
     /// A ping, now.
     Ask,
-    /// The peer did not answer.
-    Dead,
+    /// The peer has not answered, and should have by this instant.
+    Dead(Instant),
     Never,
 }
 
@@ -65,7 +65,7 @@ impl Liveness {
                 return if now < until {
                     Due::At(until)
                 } else {
-                    Due::Dead
+                    Due::Dead(until)
                 };
             }
             self.asked = None;
@@ -114,7 +114,7 @@ mod tests {
         // Behind a message that moves, and then does not.
         assert_eq!(due(heard(1, 10), Some(30), 33), Due::At(at(38)));
         assert_eq!(due(heard(1, 10), Some(37), 38), Due::At(at(42)));
-        assert_eq!(due(heard(1, 10), Some(37), 42), Due::Dead);
+        assert_eq!(due(heard(1, 10), Some(37), 43), Due::Dead(at(42)));
         liveness.sent(|| at(40));
         liveness.sent(|| at(41));
         assert_eq!(liveness.asked_at(), Some(at(40)));
@@ -124,7 +124,7 @@ mod tests {
         // The answer may come at the very instant of the question.
         assert_eq!(due(heard(2, 40), None, 45), Due::At(at(60)));
         assert_eq!(due(heard(2, 40), None, 60), Due::Ask);
-        assert_eq!(due(heard(2, 40), None, 65), Due::Dead);
+        assert_eq!(due(heard(2, 40), None, 65), Due::Dead(at(65)));
         let mut never = Liveness::new(None, Duration::ZERO);
         assert_eq!(never.due(heard(0, 0), None, at(1_000_000)), Due::Never);
     }

@@ -386,8 +386,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Session<T> {
             let (heard, wrote) = (frames.get_ref().heard, frames.get_ref().wrote);
             let at = now();
             let due = match self.state {
-                State::Closing { until } if at < until => Due::At(until),
-                State::Closing { .. } => Due::Dead,
+                State::Closing { until } | State::Leaving { until } if at < until => Due::At(until),
+                State::Closing { until } | State::Leaving { until } => Due::Dead(until),
                 _ => self.liveness.due(heard, wrote, at),
             };
             let at = match due {
@@ -397,11 +397,11 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Session<T> {
                     self.ask(cx);
                     continue;
                 }
-                Due::Dead if !has_fired => at,
-                Due::Dead if matches!(self.state, State::Closing { .. }) => {
+                Due::Dead(at) if !has_fired => at,
+                Due::Dead(_) if self.state != State::Open => {
                     return Poll::Ready(self.took_too_long());
                 }
-                Due::Dead => {
+                Due::Dead(_) => {
                     let limit = self.options.ping_timeout;
                     let message = format!("the peer did not answer a ping for {limit:?}");
                     let error = Error::new(ErrorKind::Timeout, message);
@@ -411,8 +411,10 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Session<T> {
             let alarm = self
                 .alarm
                 .get_or_insert_with(|| Box::pin(sleep_until(at.into())));
-            if alarm.is_elapsed() || alarm.deadline() > at.into() {
-                alarm.as_mut().reset(at.into());
+            let at = at.into();
+            // One that has fired at this very instant says so again.
+            if alarm.deadline() > at || alarm.is_elapsed() && alarm.deadline() < at {
+                alarm.as_mut().reset(at);
             }
             ready!(alarm.as_mut().poll(cx));
             has_fired = true;
@@ -596,10 +598,9 @@ impl<T: AsyncRead + Unpin> AsyncRead for Watched<T> {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         // A stream of HTTP/2 has as much as there is, and a frame may be two bytes.
-        let turn = ready!(poll_proceed(cx));
+        ready!(poll_proceed(cx)).made_progress();
         let before = buf.filled().len();
         ready!(Pin::new(&mut self.io).poll_read(cx, buf))?;
-        turn.made_progress();
         if buf.filled().len() > before {
             self.heard.reads += 1;
             self.heard.at = now();
