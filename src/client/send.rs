@@ -75,9 +75,20 @@ impl Route {
     pub(crate) fn new(origin: Origin, options: Arc<ConnectOptions>) -> Result<Self, Error> {
         let authority = Authority::from_maybe_shared(origin.authority().into_bytes())
             .map_err(|e| Error::invalid("URL host is not valid").with_source(e))?;
-        Ok(Self {
-            origin_text: origin.to_string().into(),
+        let origin_text = origin.to_string().into();
+        Ok(Self::of(origin, origin_text, authority, options))
+    }
+
+    /// One that has found and learned nothing yet.
+    fn of(
+        origin: Origin,
+        origin_text: Arc<str>,
+        authority: Authority,
+        options: Arc<ConnectOptions>,
+    ) -> Self {
+        Self {
             origin,
+            origin_text,
             authority,
             options,
             minimum: None,
@@ -86,25 +97,16 @@ impl Route {
             tunnelled: OnceLock::new(),
             http1_until: ArcSwapOption::empty(),
             websockets_http1_until: ArcSwapOption::empty(),
-        })
+        }
     }
 
     /// The same origin by other options.
     fn with_options(&self, change: impl FnOnce(&mut ConnectOptions)) -> Box<Self> {
         let mut options = ConnectOptions::clone(&self.options);
         change(&mut options);
-        Box::new(Self {
-            origin: self.origin.clone(),
-            origin_text: self.origin_text.clone(),
-            authority: self.authority.clone(),
-            options: Arc::new(options),
-            minimum: None,
-            found: ArcSwapOption::empty(),
-            http1: OnceLock::new(),
-            tunnelled: OnceLock::new(),
-            http1_until: ArcSwapOption::empty(),
-            websockets_http1_until: ArcSwapOption::empty(),
-        })
+        let (origin, text) = (self.origin.clone(), self.origin_text.clone());
+        let authority = self.authority.clone();
+        Box::new(Self::of(origin, text, authority, Arc::new(options)))
     }
 
     fn may_use_http1(&self) -> bool {
