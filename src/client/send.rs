@@ -546,7 +546,7 @@ async fn exchange(
                 traffic.is_held.store(false, Relaxed);
             }
             let outgoing = Outgoing {
-                head: request.http2(&route.origin, &route.authority),
+                head: || request.http2(&route.origin, &route.authority),
                 length: request.length,
                 expect,
                 protocol,

@@ -5,7 +5,7 @@ use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use h2::client::{Builder, Connection, SendRequest};
@@ -365,7 +365,7 @@ impl<S: Carrier> Driver<S> {
             .await;
         }
         let mut seen = Seen::default();
-        let mut pulse = Pulse::new(&mut self.connection, patience);
+        let mut pulse = Pulse::new(patience);
         let mut alarm = pin!(sleep_until(settings_until.into()));
         let result = std::future::poll_fn(|cx| {
             // Before anything is looked at that it may ring for.
@@ -374,7 +374,7 @@ impl<S: Carrier> Driver<S> {
                 return Poll::Ready(Err(CloseReason::PoolClosed));
             }
             // Before h2 is polled, so that a PING leaves in one write with the request that it is for.
-            pulse.ask(&shared, watch);
+            pulse.ask(&mut self.connection, alarm.as_ref(), &shared, watch);
             let polled = Pin::new(&mut self.connection).poll(cx);
             self.cut_off();
             self.tell(&mut seen, watch);
@@ -441,11 +441,12 @@ impl<S: Carrier> Driver<S> {
     /// Tells the pool what the last poll changed.
     fn tell(&self, seen: &mut Seen, watch: &impl Watch) {
         let tap = &self.shared.tap;
-        if tap.has_settings() {
+        // Set to 0 and back in one read it has not changed for h2, but the tap has lowered it.
+        let limits_seen = tap.limits_seen();
+        // h2 may take it later than the tap has seen it, and is asked until then.
+        if tap.has_settings() && seen.limit != Some((tap.limit(), limits_seen)) {
             let limit = self.connection.max_concurrent_send_streams();
             let limit = u32::try_from(limit).unwrap_or(u32::MAX);
-            // Set to 0 and back in one read it has not changed for h2, but the tap has lowered it.
-            let limits_seen = tap.limits_seen();
             if seen.limit != Some((limit, limits_seen)) {
                 seen.limit = Some((limit, limits_seen));
                 watch.limit_changed(limit);
@@ -489,31 +490,34 @@ fn trust(shared: &Shared, watch: &impl Watch) {
     watch.trusted();
 }
 
+/// What a task has of its alarm.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Alarm {
+    Off,
+    Set,
+    /// It was polled since it was set, and wakes the task, which is always the same.
+    Armed,
+}
+
 /// Asks the peer whether it is there, as [`Health`] advises.
 struct Pulse {
     health: Health,
     calm: Arc<AtomicBool>,
+    /// From the first PING on: h2 looks for more of them at every turn.
     pings: Option<PingPong>,
-    /// When the alarm rings; `None` while it is not set.
-    alarm_at: Option<Instant>,
-    /// It was polled since it was set.
-    is_armed: bool,
-    /// What was heard when it was last looked at: while something new comes there is nothing to ask.
-    heard: Instant,
+    alarm: Alarm,
     /// The answer is overdue; the socket is read once more before that counts.
     is_overdue: bool,
 }
 
 impl Pulse {
-    fn new<S: Carrier>(connection: &mut Connection<Tap<S>, Bytes>, patience: Patience) -> Self {
+    fn new(patience: Patience) -> Self {
         Self {
             health: Health::new(patience.rtt),
             calm: patience.calm,
-            pings: connection.ping_pong(),
+            pings: None,
             // Until SETTINGS have come it rings for them.
-            alarm_at: None,
-            is_armed: false,
-            heard: now(),
+            alarm: Alarm::Off,
             is_overdue: false,
         }
     }
@@ -530,26 +534,39 @@ impl Pulse {
         }
     }
 
+    /// The alarm will ring: until then there is nothing to ask, since whatever is heard meanwhile only puts it off.
+    fn will_ring(&self, alarm: Pin<&Sleep>) -> bool {
+        self.alarm == Alarm::Armed && !alarm.is_elapsed()
+    }
+
     /// Queues a PING if it is time for one.
-    fn ask(&mut self, shared: &Shared, watch: &impl Watch) {
+    fn ask<S: Carrier>(
+        &mut self,
+        connection: &mut Connection<Tap<S>, Bytes>,
+        alarm: Pin<&Sleep>,
+        shared: &Shared,
+        watch: &impl Watch,
+    ) {
         let is_doubted =
             shared.doubted.load(Ordering::Relaxed) && shared.doubted.swap(false, Ordering::AcqRel);
-        let heard = shared.tap.heard();
-        let is_news = std::mem::replace(&mut self.heard, heard) != heard;
         if self.health.is_waiting() {
             return;
         }
-        if !is_doubted && (is_news || shared.slots.in_use() == 0) {
+        if !is_doubted && (self.will_ring(alarm) || shared.slots.in_use() == 0) {
             return;
         }
         let sight = self.sight(shared, is_doubted);
-        if self.health.advise(sight) == Advice::Ping
+        let is_due = self.health.advise(sight) == Advice::Ping;
+        if is_due && self.pings.is_none() {
+            self.pings = connection.ping_pong();
+        }
+        if is_due
             && let Some(pings) = &mut self.pings
             && pings.send_ping(Ping::opaque()).is_ok()
         {
             self.health.pinged(sight.now);
             shared.slots.suspect();
-            self.alarm_at = None;
+            self.alarm = Alarm::Off;
         } else if is_doubted {
             // It has been asked often enough.
             shared.slots.trust();
@@ -567,7 +584,7 @@ impl Pulse {
         {
             self.health.answered();
             self.is_overdue = false;
-            self.alarm_at = None;
+            self.alarm = Alarm::Off;
             trust(shared, watch);
         } else if shared.slots.is_suspect() && self.health.is_proven(shared.tap.heard()) {
             trust(shared, watch);
@@ -583,18 +600,20 @@ impl Pulse {
         watch: &impl Watch,
     ) -> Poll<()> {
         loop {
-            if let Some(_set) = self.alarm_at {
-                // Once it has been polled it wakes this task, which is always the same.
-                if self.is_armed && !alarm.is_elapsed() {
-                    return Poll::Pending;
-                }
+            if self.will_ring(alarm.as_ref()) {
+                return Poll::Pending;
+            }
+            if self.alarm != Alarm::Off {
                 if alarm.as_mut().poll(cx).is_pending() {
                     // A task that has used its turn up is told so, and is not in the timer's books.
-                    self.is_armed = tokio::task::coop::has_budget_remaining();
+                    self.alarm = if tokio::task::coop::has_budget_remaining() {
+                        Alarm::Armed
+                    } else {
+                        Alarm::Set
+                    };
                     return Poll::Pending;
                 }
-                self.is_armed = false;
-                self.alarm_at = None;
+                self.alarm = Alarm::Off;
             }
             if shared.slots.in_use() == 0 && !self.health.is_waiting() {
                 return Poll::Pending;
@@ -604,7 +623,6 @@ impl Pulse {
                 Advice::Wait(Some(at)) => at,
                 Advice::Ping => {
                     // Queued at the next turn, before h2 is polled.
-                    self.heard = shared.tap.heard();
                     cx.waker().wake_by_ref();
                     return Poll::Pending;
                 }
@@ -621,8 +639,7 @@ impl Pulse {
                     return Poll::Pending;
                 }
             };
-            self.alarm_at = Some(at);
-            self.is_armed = false;
+            self.alarm = Alarm::Set;
             alarm.as_mut().reset(at.into());
         }
     }

@@ -23,6 +23,7 @@ use super::fail;
 use super::hold::Hold;
 use super::receive::RecvBody;
 use super::stream::{Parts, Recv};
+use super::unread::Arrival;
 use super::upload::Upload;
 
 /// Informational responses accepted before the final one; h2 itself has no bound.
@@ -30,8 +31,9 @@ const MAX_INFORMATIONAL: u32 = 32;
 
 /// A request as it goes to h2.
 #[derive(Debug)]
-pub(crate) struct Outgoing {
-    pub(crate) head: Request<()>,
+pub(crate) struct Outgoing<F> {
+    /// Makes its head, which is large, where it is handed over.
+    pub(crate) head: F,
     /// The length of the body, if it is known.
     pub(crate) length: Option<u64>,
     /// The body waits for 100 Continue, at most for so long (RFC 9110 §10.1.1).
@@ -61,30 +63,27 @@ impl Http2 {
     /// Kind ConnectionLost, Refused or Protocol; the request was not sent.
     pub(crate) fn start<L: Send + 'static>(
         mut self,
-        mut request: Outgoing,
+        request: Outgoing<impl FnOnce() -> Request<()>>,
         body: &mut Option<Body>,
         recorder: &RequestRecorder,
         lease: L,
     ) -> Result<Exchange<L>, Error> {
         let is_connect = request.protocol.is_some();
+        let is_empty = request.length == Some(0) && !is_connect;
+        let mut head = (request.head)();
         if let Some(protocol) = request.protocol {
             let protocol = h2::ext::Protocol::from(&*protocol);
-            request.head.extensions_mut().insert(protocol);
+            head.extensions_mut().insert(protocol);
         }
-        let is_empty = request.length == Some(0) && !is_connect;
         let shared = &self.shared;
         // A connection that has ended, or is about to, says so here: the request was never sent.
         let not_sent = |e: h2::Error| {
             shared.refuse();
             fail::describe(e, &shared.tap, Phase::Send, ReplaySafety::NotSent)
         };
-        // A handle of one's own has sent nothing that it could be waiting for.
-        let mut cx = Context::from_waker(Waker::noop());
-        if let Poll::Ready(Err(error)) = self.send.poll_ready(&mut cx) {
-            return Err(not_sent(error));
-        }
         let send = &mut self.send;
-        let open = || send.send_request(request.head, is_empty);
+        // A handle of one's own has sent nothing that it could be waiting for: it is ready.
+        let open = || send.send_request(head, is_empty);
         let at = recorder.acquired_at().unwrap_or_else(now);
         let mut hold = Hold::open(open, shared.clone(), lease, at).map_err(not_sent)?;
         let mut upload = Upload::new(body.take().unwrap_or_default(), request.length);
@@ -94,6 +93,7 @@ impl Http2 {
                 .with(|parts| upload.send_at_once(&mut parts.send));
             if upload.is_at_hand() {
                 // What fits the window is queued before the task is given a chance: one write.
+                let mut cx = Context::from_waker(Waker::noop());
                 let _ = upload.poll(&mut cx, &hold.stream);
             }
         }
@@ -105,6 +105,7 @@ impl Http2 {
             is_connect,
             expect: expect.map(|limit| Box::pin(sleep(limit))),
             upload_told: false,
+            was_polled: false,
             informational: 0,
             informational_bytes: 0,
         })
@@ -139,6 +140,8 @@ pub(crate) struct Exchange<L: Send + 'static> {
     /// While it is there the body waits for 100 Continue.
     expect: Option<Pin<Box<Sleep>>>,
     upload_told: bool,
+    /// Something may have arrived since.
+    was_polled: bool,
     informational: u32,
     informational_bytes: usize,
 }
@@ -196,15 +199,28 @@ impl<L: Send + 'static> Exchange<L> {
             if !self.upload_told {
                 self.poll_upload(cx, traffic, recorder)?;
             }
-            match ready!(self.poll_arrived(cx)) {
+            let stream = self.hold.stream.id();
+            let arrival = if self.was_polled {
+                self.hold.shared.tap.arrival(stream)
+            } else {
+                Arrival::default()
+            };
+            self.was_polled = true;
+            match ready!(self.poll_arrived(cx, arrival)) {
                 Arrived::Informational(interim) => {
-                    let interim = interim.map_err(|e| self.fail(e))?;
+                    let interim = interim.map_err(|e| self.fail(e, arrival))?;
                     self.informed(&interim, recorder)?;
                 }
                 Arrived::Final(response) => {
-                    let response = response.map_err(|e| self.fail(e))?;
-                    let stream = self.hold.stream.id();
-                    let at = self.hold.shared.tap.headers_at(stream, self.informational);
+                    let response = response.map_err(|e| self.fail(e, arrival))?;
+                    let tap = &self.hold.shared.tap;
+                    let arrival = if arrival.is_final(self.informational) {
+                        arrival
+                    } else {
+                        tap.arrival(stream)
+                    };
+                    let at = arrival.of_final(self.informational);
+                    let at = at.unwrap_or_else(|| tap.heard());
                     recorder.emit(RequestEvent::FirstByte(at));
                     if let Some(error) = too_large(response.headers()) {
                         return Poll::Ready(Err(error));
@@ -217,13 +233,14 @@ impl<L: Send + 'static> Exchange<L> {
     }
 
     /// The body of a final response stays with the stream.
-    fn poll_arrived(&self, cx: &mut Context<'_>) -> Poll<Arrived> {
+    fn poll_arrived(&self, cx: &mut Context<'_>, arrival: Arrival) -> Poll<Arrived> {
+        let may_be_informational = !arrival.is_final(self.informational);
         let arrived = self.hold.stream.with(|parts| {
             let Recv::Head(response) = &mut parts.recv else {
                 return Poll::Ready(Arrived::CutOff);
             };
             // Only once there is none: h2 throws one away that comes between this look and the next.
-            if let Some(interim) = ready!(response.poll_informational(cx)) {
+            if may_be_informational && let Some(interim) = ready!(response.poll_informational(cx)) {
                 return Poll::Ready(Arrived::Informational(interim));
             }
             let response = ready!(Pin::new(response).poll(cx)).map(|response| {
@@ -297,7 +314,7 @@ impl<L: Send + 'static> Exchange<L> {
         }
     }
 
-    fn fail(&self, error: h2::Error) -> Error {
+    fn fail(&self, error: h2::Error, arrival: Arrival) -> Error {
         let stream = self.hold.stream.id();
         let tap = &self.hold.shared.tap;
         let own_reset = error.is_reset() && error.is_library();
@@ -305,7 +322,9 @@ impl<L: Send + 'static> Exchange<L> {
             // h2 gave up on a head beyond its own bound and says only PROTOCOL_ERROR.
             return head_too_large("bytes", MAX_HEAD.bytes).with_source(error);
         }
-        let unknown = if self.informational > 0 {
+        // With a head that DATA follows a response has begun, whatever is wrong with it: it may have been an
+        // informational one, for which h2 was not asked.
+        let unknown = if self.informational > 0 || arrival.is_final(0) {
             ReplaySafety::Processed
         } else {
             ReplaySafety::MaybeProcessed

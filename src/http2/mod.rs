@@ -13,6 +13,7 @@ mod frames;
 mod health;
 mod hold;
 mod ledger;
+mod readiness;
 mod receive;
 #[cfg(any(test, fuzzing))]
 mod replay;

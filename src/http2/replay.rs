@@ -444,7 +444,7 @@ impl Scene {
         };
         *head.method_mut() = method;
         let outgoing = Outgoing {
-            head,
+            head: || head,
             length: body.exact_len(),
             expect: None,
             protocol,

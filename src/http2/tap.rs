@@ -33,7 +33,9 @@ use super::frames::{
     Seen,
 };
 use super::ledger::{Accounts, Ledger};
+use super::readiness::Readiness;
 use super::streams::StreamSlots;
+use super::unread::Arrival;
 
 /// Text of a GOAWAY that is kept.
 const DEBUG_TEXT: usize = 128;
@@ -109,6 +111,8 @@ pub(crate) struct TapState {
     settings_seen: AtomicBool,
     /// How often the peer has set its stream limit.
     limits_seen: AtomicU32,
+    /// The last one; as many as can be until there is one (RFC 9113 §6.5.2).
+    limit: AtomicU32,
     goaway: AtomicBool,
     goaway_last_stream: AtomicU32,
     goaway_code: AtomicU32,
@@ -135,6 +139,7 @@ impl TapState {
             is_blocked: AtomicBool::new(false),
             settings_seen: AtomicBool::new(false),
             limits_seen: AtomicU32::new(0),
+            limit: AtomicU32::new(u32::MAX),
             goaway: AtomicBool::new(false),
             goaway_last_stream: AtomicU32::new(0),
             goaway_code: AtomicU32::new(0),
@@ -142,20 +147,14 @@ impl TapState {
         }
     }
 
-    /// The read that brought the final HEADERS of a stream, after `informational` others.
-    pub(crate) fn headers_at(&self, stream: u32, informational: u32) -> Instant {
-        let arrival = self.ledger.enter().unread.arrival(stream);
-        let at = if informational == 0 {
-            arrival.first
-        } else {
-            arrival.last
-        };
-        at.unwrap_or_else(|| self.heard())
+    /// How the response head of a stream has arrived so far.
+    pub(super) fn arrival(&self, stream: u32) -> Arrival {
+        self.ledger.enter().unread.arrival(stream)
     }
 
     /// Bytes that the last header block of a stream had on the wire; 0 if there was none.
     pub(crate) fn head_bytes(&self, stream: u32) -> usize {
-        self.ledger.enter().unread.arrival(stream).bytes as usize
+        self.arrival(stream).bytes as usize
     }
 
     /// The peer's SETTINGS have arrived.
@@ -166,6 +165,11 @@ impl TapState {
     /// How often the peer has set its stream limit.
     pub(crate) fn limits_seen(&self) -> u32 {
         self.limits_seen.load(Ordering::Relaxed)
+    }
+
+    /// The stream limit that the peer has set last.
+    pub(crate) fn limit(&self) -> u32 {
+        self.limit.load(Ordering::Relaxed)
     }
 
     /// The GOAWAY that the peer sent, the last one if there were several.
@@ -241,6 +245,7 @@ impl TapState {
             }
             Seen::StreamLimit(limit) => {
                 self.slots.lower_limit(limit);
+                self.limit.store(limit, Ordering::Relaxed);
                 self.limits_seen.fetch_add(1, Ordering::Relaxed);
             }
             Seen::GoAway(GoAway { last_stream, code }) => {
@@ -258,6 +263,7 @@ impl TapState {
 #[derive(Debug)]
 pub(crate) struct Tap<S> {
     io: S,
+    readiness: Readiness,
     scanner: Scanner,
     /// A header for which the reader had no room, as far as it was not handed on.
     owed: Vec<u8>,
@@ -278,6 +284,7 @@ impl<S: Carrier> Tap<S> {
         let state = Arc::new(TapState::new(slots, ledger));
         let tap = Self {
             io,
+            readiness: Readiness::new(),
             scanner: Scanner::default(),
             owed: Vec::new(),
             state: state.clone(),
@@ -352,11 +359,15 @@ impl<S> Tap<S> {
 
 impl<S: Carrier> Tap<S> {
     /// Reads once, behind what is held back. Whether the reader is to be told: there is something, or the end.
-    fn read(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<bool>> {
+    fn read(&mut self, cx: &Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<bool>> {
         let start = buf.filled().len();
         let held = self.scanner.held().len();
         buf.put_slice(self.scanner.held());
-        let read = Pin::new(&mut self.io).poll_read(cx, buf);
+        let mut cx = self.readiness.context(cx);
+        let read = Pin::new(&mut self.io).poll_read(&mut cx, buf);
+        if read.is_pending() {
+            self.readiness.found_nothing();
+        }
         if !matches!(read, Poll::Ready(Ok(()))) {
             buf.set_filled(start);
             return read.map_ok(|()| false);
@@ -411,6 +422,10 @@ impl<S: Carrier> AsyncRead for Tap<S> {
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
+        this.readiness.context(cx);
+        if this.owed.is_empty() && !this.readiness.begin() {
+            return Poll::Pending;
+        }
         while buf.remaining() > 0 {
             if !this.owed.is_empty() {
                 let n = this.owed.len().min(buf.remaining());
@@ -444,7 +459,8 @@ impl<S: Carrier> AsyncWrite for Tap<S> {
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        let written = Pin::new(&mut this.io).poll_write(cx, buf);
+        let mut cx = this.readiness.context(cx);
+        let written = Pin::new(&mut this.io).poll_write(&mut cx, buf);
         this.wrote(written)
     }
 
@@ -454,7 +470,8 @@ impl<S: Carrier> AsyncWrite for Tap<S> {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        let written = Pin::new(&mut this.io).poll_write_vectored(cx, bufs);
+        let mut cx = this.readiness.context(cx);
+        let written = Pin::new(&mut this.io).poll_write_vectored(&mut cx, bufs);
         this.wrote(written)
     }
 
@@ -468,14 +485,15 @@ impl<S: Carrier> AsyncWrite for Tap<S> {
             this.uncorked = true;
             this.io.uncork();
         }
-        ready!(Pin::new(&mut this.io).poll_flush(cx))?;
-        Poll::Ready(Ok(()))
+        let mut cx = this.readiness.context(cx);
+        Pin::new(&mut this.io).poll_flush(&mut cx)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         this.io.uncork();
-        Pin::new(&mut this.io).poll_shutdown(cx)
+        let mut cx = this.readiness.context(cx);
+        Pin::new(&mut this.io).poll_shutdown(&mut cx)
     }
 }
 

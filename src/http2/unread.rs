@@ -94,7 +94,27 @@ pub(crate) struct Arrival {
     pub(crate) last: Option<Instant>,
     /// Bytes of the last header block, as they came.
     pub(crate) bytes: u32,
+    /// How many HEADERS frames there were before the first DATA frame.
+    heads: u16,
+    /// The first DATA frame has come.
     is_over: bool,
+}
+
+impl Arrival {
+    /// Whether the next head that h2 hands out is the final one, where so many informational ones were handed out:
+    /// what DATA follows is a final head.
+    pub(crate) fn is_final(&self, informational: u32) -> bool {
+        self.is_over && u32::from(self.heads) == informational + 1
+    }
+
+    /// When the final head began to arrive, after so many informational ones.
+    pub(crate) fn of_final(&self, informational: u32) -> Option<Instant> {
+        if informational == 0 {
+            self.first
+        } else {
+            self.last
+        }
+    }
 }
 
 /// The books of one connection; `S` is what cutting off needs.
@@ -140,6 +160,7 @@ impl<S: Clone> Unread<S> {
         if !head.is_over {
             head.first = head.first.or(Some(at));
             head.last = Some(at);
+            head.heads = head.heads.saturating_add(1);
         }
         true
     }

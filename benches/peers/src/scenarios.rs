@@ -161,7 +161,7 @@ pub fn all(is_quick: bool, only: Option<&str>, server: Option<&str>) -> Vec<Row>
     rows
 }
 
-/// `calls` calls of one client, and nothing else.
+/// `calls` calls of one client, warm or each on a new connection, and nothing else.
 pub fn one(client: &str, name: &str, calls: usize) {
     provider();
     let world = World::start();
@@ -169,15 +169,20 @@ pub fn one(client: &str, name: &str, calls: usize) {
         .into_iter()
         .find(|scenario| scenario.name == name)
         .expect("a scenario");
-    let What::Flow {
-        calls: of_a_round, ..
-    } = &mut scenario.what
-    else {
-        panic!("only scenarios of warm calls can be run alone");
+    let rounds = match &mut scenario.what {
+        What::Flow {
+            calls: of_a_round, ..
+        } => {
+            *of_a_round = calls;
+            1
+        }
+        What::Cold { .. } => calls,
+        _ => panic!("only scenarios of single calls can be run alone"),
     };
-    *of_a_round = calls;
     let mut turns = start(scenario, &world, client);
-    turns.round();
+    for _ in 0..rounds {
+        turns.round();
+    }
 }
 
 /// The first two calls of this process, each of a new client on a new connection, in ms.
