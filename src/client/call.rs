@@ -13,6 +13,7 @@ use http::uri::PathAndQuery;
 use http::{HeaderMap, StatusCode, Version};
 use tokio::time::Sleep;
 
+use crate::body::Body;
 use crate::clock::now;
 use crate::connection::ConnectionInfo;
 use crate::error::{Error, ErrorKind, ReplaySafety};
@@ -21,6 +22,9 @@ use crate::http2::RecvBody;
 use crate::pool::{H1Lease, H2Lease};
 use crate::sync::lock;
 use crate::timing::{Phase, RequestTiming};
+
+use super::options::CallOptions;
+use super::prepare::Prepared;
 
 /// Where the bytes of a response come from.
 #[derive(Debug)]
@@ -43,7 +47,14 @@ pub(super) enum Length {
 }
 
 /// One call.
-pub(super) struct Call {
+pub(crate) struct Call {
+    /// Until there is a response.
+    pub(super) request: Option<Prepared>,
+    /// For another attempt, if there can be one.
+    pub(super) body: Option<Body>,
+    /// The attempt's, until the protocol takes it.
+    pub(super) attempt_body: Option<Body>,
+    pub(super) options: CallOptions,
     pub(super) recorder: RequestRecorder,
     /// Of the attempt that is under way, and at last of the response.
     pub(super) connection: Option<ConnectionInfo>,
@@ -53,10 +64,7 @@ pub(super) struct Call {
     pub(super) source: Source,
     pub(super) length: Length,
     pub(super) url: ResponseUrl,
-    /// The most that is collected.
-    pub(super) max_body_bytes: usize,
     pub(super) total: Option<(Pin<Box<Sleep>>, Duration)>,
-    pub(super) between_bytes: Option<Duration>,
     pub(super) pause: Option<Pin<Box<Sleep>>>,
     pub(super) handle: Option<Arc<Mutex<RequestTiming>>>,
     /// Bytes sent, and received until the head was whole.
@@ -64,10 +72,19 @@ pub(super) struct Call {
 }
 
 impl Call {
-    /// Without a response yet.
-    pub(super) fn new(recorder: RequestRecorder, origin: Arc<str>, max_body_bytes: usize) -> Self {
-        Self {
-            recorder,
+    /// Begins: this is the call's first poll. In a box from here on.
+    pub(super) fn begin(
+        request: Prepared,
+        body: Body,
+        mut options: CallOptions,
+        origin: Arc<str>,
+    ) -> Box<Self> {
+        Box::new(Self {
+            recorder: RequestRecorder::start(options.listener.take()),
+            request: Some(request),
+            body: Some(body),
+            attempt_body: None,
+            options,
             connection: None,
             status: StatusCode::OK,
             version: Version::HTTP_11,
@@ -75,13 +92,22 @@ impl Call {
             source: Source::Ended,
             length: Length::Known(None),
             url: ResponseUrl::new(origin),
-            max_body_bytes,
             total: None,
-            between_bytes: None,
             pause: None,
             handle: None,
             moved: (0, 0),
-        }
+        })
+    }
+
+    pub(super) fn request(&self) -> &Prepared {
+        self.request.as_ref().expect("there is no response yet")
+    }
+
+    /// The next attempt's body, as far as there is one.
+    pub(super) fn take_body(&mut self) {
+        let (of_attempt, rest) = self.body.take().unwrap_or_default().for_attempt();
+        self.attempt_body = Some(of_attempt);
+        self.body = rest;
     }
 
     /// The attempt's response is not the call's.
@@ -124,7 +150,7 @@ impl Call {
         {
             return Some(expired("timeout", *limit));
         }
-        if let Some(limit) = self.between_bytes {
+        if let Some(limit) = self.options.timeouts.between_bytes {
             let timer = self
                 .pause
                 .get_or_insert_with(|| Box::pin(tokio::time::sleep(limit)));

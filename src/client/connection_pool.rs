@@ -25,6 +25,7 @@ use crate::tcp::TcpOptions;
 use crate::tls::TlsOptions;
 
 use super::builder::{ClientBuilder, Registered};
+use super::call::Call;
 use super::options::{CallOptions, RequestOptions, RetryPolicy, Timeouts};
 use super::prepare::{DefaultHeaders, Draft, Prepared};
 use super::provider::Provider;
@@ -172,7 +173,8 @@ impl ConnectionPool {
         let length = body.exact_len();
         let request = Prepared::new(draft, DefaultHeaders::none(), &route.origin, length)
             .map_err(|e| e.with_origin(route.origin_text.clone()))?;
-        let body = send(&self.pool, None, &route, request, body, options).await?;
+        let call = Call::begin(request, body, options, route.origin_text.clone());
+        let body = send(&self.pool, None, &route, call).await?;
         Ok(body.into_http())
     }
 

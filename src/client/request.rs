@@ -15,6 +15,7 @@ use crate::event::EventListener;
 use crate::websocket::Handshake;
 
 use super::base_url::with_query;
+use super::call::Call;
 use super::client_core::ClientCore;
 use super::options::{RequestOptions, Timeouts};
 use super::prepare::{Draft, Prepared};
@@ -226,7 +227,8 @@ impl RequestBuilder {
         let request =
             Prepared::new(draft, headers, &core.route.origin, body.exact_len()).map_err(named)?;
         let counters = Some(&*core.counters);
-        let body = send(&core.pool, counters, &core.route, request, body, options).await?;
+        let call = Call::begin(request, body, options, core.route.origin_text.clone());
+        let body = send(&core.pool, counters, &core.route, call).await?;
         Ok(Response::new(body))
     }
 }

@@ -170,12 +170,12 @@ impl Response {
     }
 
     fn check_size(&self, size: usize) -> Result<(), Error> {
-        if size <= self.body.call.max_body_bytes {
+        if size <= self.body.call.options.max_body_bytes {
             return Ok(());
         }
         let message = format!(
             "the body is larger than max_body_bytes of {}",
-            self.body.call.max_body_bytes
+            self.body.call.options.max_body_bytes
         );
         Err(self
             .body

@@ -9,16 +9,16 @@
 
 use std::future::Future;
 use std::pin::{Pin, pin};
-use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
 use http::header::{EXPECT, HeaderValue};
-use http::uri::{Authority, PathAndQuery};
+use http::uri::Authority;
 use tokio::runtime::{Handle, Id as RuntimeId};
 
-use crate::body::Body;
 use crate::clock::{deadline, now};
 use crate::connection::{ConnectOptions, Early, Protocols};
 use crate::error::{Error, ErrorKind, ReplaySafety};
@@ -31,11 +31,10 @@ use crate::origin::Origin;
 use crate::pool::{
     Found as Free, Host, Lease, Minimum, Pool, WaitLimits, acquire, acquire_fresh, wait_for,
 };
+use crate::sync::lock;
 use crate::timing::{ConnectionUse, Phase};
 
 use super::call::{Call, Length, Source};
-use super::options::{CallOptions, Timeouts};
-use super::prepare::Prepared;
 use super::response_body::ResponseBody;
 use super::retry::{Answer, Failure, Tries, Verdict};
 
@@ -60,9 +59,27 @@ pub(crate) struct Route {
     /// The same origin through a tunnel, where a proxy would be asked for each request.
     tunnelled: OnceLock<Box<Self>>,
     /// Until then requests go over HTTP/1.1: the origin ended a connection that spoke HTTP/2.
-    http1_until: ArcSwapOption<Instant>,
+    http1_until: Until,
     /// Until then WebSockets do: the origin does not take them over HTTP/2.
-    websockets_http1_until: ArcSwapOption<Instant>,
+    websockets_http1_until: Until,
+}
+
+/// A time until which something holds, mostly none.
+#[derive(Debug, Default)]
+struct Until {
+    is_set: AtomicBool,
+    at: Mutex<Option<Instant>>,
+}
+
+impl Until {
+    fn set(&self, at: Instant) {
+        *lock(&self.at) = Some(at);
+        self.is_set.store(true, Release);
+    }
+
+    fn holds(&self) -> bool {
+        self.is_set.load(Acquire) && lock(&self.at).is_some_and(|at| now() < at)
+    }
 }
 
 #[derive(Debug)]
@@ -95,8 +112,8 @@ impl Route {
             found: ArcSwapOption::empty(),
             http1: OnceLock::new(),
             tunnelled: OnceLock::new(),
-            http1_until: ArcSwapOption::empty(),
-            websockets_http1_until: ArcSwapOption::empty(),
+            http1_until: Until::default(),
+            websockets_http1_until: Until::default(),
         }
     }
 
@@ -134,24 +151,19 @@ impl Route {
 
     /// The origin ended a connection because it spoke HTTP/2.
     fn require_http1(&self) {
-        let until = deadline(now(), REMEMBER_HTTP1);
-        self.http1_until.store(Some(Arc::new(until)));
+        self.http1_until.set(deadline(now(), REMEMBER_HTTP1));
     }
 
     /// The origin takes no WebSockets over HTTP/2.
     fn require_http1_for_websockets(&self) {
         let until = deadline(now(), REMEMBER_HTTP1);
-        self.websockets_http1_until.store(Some(Arc::new(until)));
+        self.websockets_http1_until.set(until);
     }
 
     /// This, unless the origin is known to want HTTP/1.1.
     fn preferred(&self, is_websocket: bool) -> &Self {
-        let is_before = |until: &ArcSwapOption<Instant>| {
-            let until = until.load();
-            until.as_ref().is_some_and(|until| now() < **until)
-        };
         let is_required =
-            is_before(&self.http1_until) || is_websocket && is_before(&self.websockets_http1_until);
+            self.http1_until.holds() || is_websocket && self.websockets_http1_until.holds();
         let over_http1 = is_required.then(|| self.over_http1()).flatten();
         let route = over_http1.unwrap_or(self);
         if is_websocket {
@@ -250,21 +262,20 @@ impl Sending<'_> {
             .with_timing(recorder.timing())
     }
 
-    /// The response takes the call.
-    fn respond(
-        &mut self,
-        target: PathAndQuery,
-        timeouts: Timeouts,
-        until: Option<(Instant, Duration)>,
-        moved: (u64, u64),
-    ) -> ResponseBody {
+    /// The response takes the call, and what was for the request alone is gone.
+    fn respond(&mut self, until: Option<(Instant, Duration)>, moved: (u64, u64)) -> ResponseBody {
         self.recorder().emit(RequestEvent::Headers);
         self.count();
         let mut call = self.call.take().expect("there is one response");
-        call.url.set_target(target);
+        if let Some(request) = call.request.take() {
+            let draft = request.draft;
+            call.url
+                .set_target(draft.shown_target.unwrap_or(draft.target));
+        }
+        call.body = None;
+        call.attempt_body = None;
         call.total =
             until.map(|(at, total)| (Box::pin(tokio::time::sleep_until(at.into())), total));
-        call.between_bytes = timeouts.between_bytes;
         call.moved = moved;
         // The call's own end is the body's from here on.
         ResponseBody::new(call)
@@ -287,58 +298,51 @@ impl Drop for Sending<'_> {
 pub(crate) async fn send(
     pool: &Arc<Pool>,
     client_counters: Option<&Counters>,
-    route: &Route,
-    mut request: Prepared,
-    body: Body,
-    options: CallOptions,
+    mut route: &Route,
+    call: Box<Call>,
 ) -> Result<ResponseBody, Error> {
-    let timeouts = options.timeouts;
     let mut sending = Sending {
-        call: Some(Box::new(Call::new(
-            RequestRecorder::start(options.listener),
-            route.origin_text.clone(),
-            options.max_body_bytes,
-        ))),
+        call: Some(call),
         counters: [Some(pool.counters()), client_counters],
         secure: route.origin.is_https(),
         counted: false,
     };
-    let until = timeouts.total.map(|total| (deadline(now(), total), total));
-    let limits = WaitLimits {
-        queue: timeouts.queue,
-        connect: timeouts.connect,
-        until,
-    };
-    let mut route = route.preferred(request.draft.is_websocket);
-    let expect = options
-        .expect_continue
-        .filter(|_| request.length != Some(0));
-    if expect.is_some() {
+    let call = sending.call();
+    let total = call.options.timeouts.total;
+    let until = total.map(|total| (deadline(now(), total), total));
+    route = route.preferred(call.request().draft.is_websocket);
+    let may_expect = call.request().length != Some(0);
+    let expect = call.options.expect_continue.filter(|_| may_expect);
+    if let (Some(_), Some(request)) = (expect, &mut call.request) {
         let value = HeaderValue::from_static("100-continue");
         request.draft.headers.insert(EXPECT, value);
     }
+    let mut early = call.request().early;
     let mut tries = Tries::default();
-    let mut body = Some(body);
     let mut fresh = false;
     // Of the attempts before: a later one that was not sent does not make them undone.
     let mut known = ReplaySafety::NotSent;
-    let mut early = request.early;
     loop {
         let call = sending.call();
         call.recorder.emit(RequestEvent::AttemptStart);
         call.connection = None;
-        let (this_body, rest) = body.take().unwrap_or_default().for_attempt();
-        let mut this_body = Some(this_body);
+        call.take_body();
+        let timeouts = &call.options.timeouts;
+        let limits = WaitLimits {
+            queue: timeouts.queue,
+            connect: timeouts.connect,
+            until,
+        };
         let find = || route.host(pool);
         // What may be replayed must be there to be sent again.
-        let may_be_early = early && rest.is_some();
+        let may_be_early = early && call.body.is_some();
         let recorder = &mut call.recorder;
         let found = if fresh {
             // It takes its time in any case, and most requests need not carry the room for it.
             Box::pin(acquire_fresh(find, may_be_early, recorder, limits)).await
         } else {
             // A factory of bodies may have taken its time.
-            let is_at_hand = rest.as_ref().is_some_and(|rest| rest.as_bytes().is_some());
+            let is_at_hand = call.body.as_ref().is_some_and(|b| b.as_bytes().is_some());
             let at = if is_at_hand {
                 recorder.attempt_start()
             } else {
@@ -367,22 +371,15 @@ pub(crate) async fn send(
             .cloned();
         let http1 = matches!(lease, Lease::H1(_));
         let unsettled = lease.is_unsettled();
-        let has_deadline = timeouts.first_byte.is_some() || until.is_some();
-        let doubter = lease.doubter().filter(|_| has_deadline);
+        let first_byte = call.options.timeouts.first_byte;
+        let has_deadline = first_byte.is_some() || until.is_some();
+        let doubter = if has_deadline { lease.doubter() } else { None };
         call.connection = Some(lease.info().clone());
         let traffic = Traffic::default();
         let result = {
-            let attempt = pin!(exchange(
-                call,
-                route,
-                &request,
-                expect,
-                &mut this_body,
-                &traffic,
-                lease,
-            ));
+            let attempt = pin!(exchange(call, route, expect, &traffic, lease));
             if has_deadline {
-                bounded(attempt, timeouts, until, &traffic, doubter).await
+                bounded(attempt, first_byte, until, &traffic, doubter).await
             } else {
                 Ok(attempt.await)
             }
@@ -396,16 +393,16 @@ pub(crate) async fn send(
             }
         };
         if let Err(error) = &result
-            && request.draft.is_websocket
+            && call.request().draft.is_websocket
             && error.kind() == ErrorKind::Unsupported
             && let Some(over_http1) = route.over_http1()
         {
             // No failure, but how one finds out.
             route.require_http1_for_websockets();
             route = over_http1;
-            body = rest;
             continue;
         }
+        let policy = call.options.retry;
         let verdict = match &result {
             Ok(()) => {
                 let how = call.recorder.connection_use();
@@ -413,17 +410,18 @@ pub(crate) async fn send(
                     status: call.status,
                     was_early: handshake.is_some(),
                     was_shared: how.is_some_and(|how| how != ConnectionUse::New),
-                    has_body: rest.is_some(),
+                    has_body: call.body.is_some(),
                 };
-                let verdict = tries.answered(options.retry, answer);
-                body = rest;
-                verdict
+                tries.answered(policy, answer)
             }
             Err(error) => {
-                body = rest.or_else(|| this_body.filter(|body| !body.is_touched()));
+                if call.body.is_none() {
+                    let unused = call.attempt_body.take();
+                    call.body = unused.filter(|body| !body.is_touched());
+                }
                 let failure = Failure {
-                    idempotent: request.idempotent,
-                    has_body: body.is_some(),
+                    idempotent: call.request().idempotent,
+                    has_body: call.body.is_some(),
                     unsettled,
                     may_use_http1: route.may_use_http1(),
                     ..Failure::new(error, call.recorder.is_reused(), http1)
@@ -431,7 +429,7 @@ pub(crate) async fn send(
                 if error.kind() == ErrorKind::Http1Required && error.is_of_connection() {
                     route.require_http1();
                 }
-                tries.verdict(options.retry, failure)
+                tries.verdict(policy, failure)
             }
         };
         known = known.and(match &result {
@@ -455,11 +453,7 @@ pub(crate) async fn send(
             _ => {
                 let moved = traffic.totals();
                 return match result {
-                    Ok(()) => {
-                        let draft = request.draft;
-                        let target = draft.shown_target.unwrap_or(draft.target);
-                        Ok(sending.respond(target, timeouts, until, moved))
-                    }
+                    Ok(()) => Ok(sending.respond(until, moved)),
                     Err(error) => {
                         let (sent, received) = moved;
                         let error = error.with_bytes(sent, received).with_replay(known);
@@ -498,13 +492,14 @@ fn jitter() -> Duration {
 async fn exchange(
     call: &mut Call,
     route: &Route,
-    request: &Prepared,
     expect: Option<Duration>,
-    body: &mut Option<Body>,
     traffic: &Traffic,
     lease: Lease,
 ) -> Result<(), Error> {
+    let request = call.request.as_ref().expect("there is no response yet");
     let draft = &*request.draft;
+    let body = &mut call.attempt_body;
+    let recorder = &mut call.recorder;
     match lease {
         Lease::H1(_) if draft.options.extended_connect.is_some() => {
             let message =
@@ -522,7 +517,6 @@ async fn exchange(
             };
             let body = body.get_or_insert_default();
             let http1 = lease.http1();
-            let recorder = &mut call.recorder;
             let head = http1
                 .exchange(&head, request.length, expect, body, traffic, recorder)
                 .await?;
@@ -551,7 +545,6 @@ async fn exchange(
                 expect,
                 protocol,
             };
-            let recorder = &mut call.recorder;
             let mut exchange = handle.start(outgoing, body, recorder, lease)?;
             let head = exchange.head(traffic, recorder).await?;
             let head = exchange.into_response(head);
@@ -606,7 +599,7 @@ impl Expired {
 /// upload moves. Pinned by its caller: a future that is moved in would be kept in several copies.
 async fn bounded<F: Future>(
     mut exchange: Pin<&mut F>,
-    timeouts: Timeouts,
+    first_byte: Option<Duration>,
     until: Option<(Instant, Duration)>,
     traffic: &Traffic,
     doubter: Option<Doubter>,
@@ -615,9 +608,8 @@ async fn bounded<F: Future>(
     let mut seen = sent.load(Relaxed);
     let mut progress_at = now();
     loop {
-        let first_byte = timeouts
-            .first_byte
-            .map(|limit| (deadline(progress_at, limit), limit, "first_byte timeout"));
+        let first_byte =
+            first_byte.map(|limit| (deadline(progress_at, limit), limit, "first_byte timeout"));
         let total = until.map(|(at, limit)| (at, limit, "timeout"));
         let Some((at, limit, what)) = first_byte.into_iter().chain(total).min_by_key(|t| t.0)
         else {
