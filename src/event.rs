@@ -294,6 +294,8 @@ pub(crate) struct RequestRecorder {
     waiting: Option<(WaitCause, Instant)>,
     dial: Option<Arc<DialRecorder>>,
     paused_since: Option<Instant>,
+    /// When the read began that goes on now, if a pause ended with it.
+    read_at: Option<Instant>,
     listener: Option<Listener>,
     /// What the listener was told last.
     body_sent: u64,
@@ -315,7 +317,13 @@ impl RequestRecorder {
             waiting: None,
             dial: None,
             paused_since: None,
+            read_at: None,
         }
+    }
+
+    /// When the read of the body began that goes on now; `None` if it has waited meanwhile.
+    pub(crate) fn read_at(&self) -> Option<Instant> {
+        self.read_at
     }
 
     // Where an event is emitted its kind is known: what is left there is the little that it does.
@@ -366,9 +374,11 @@ impl RequestRecorder {
                 self.paused_since = Some(at);
             }
             RequestEvent::ReadStart => {
-                if let Some(since) = self.paused_since.take() {
-                    self.timing.paused += now().saturating_duration_since(since);
-                }
+                self.read_at = self.paused_since.take().map(|since| {
+                    let at = now();
+                    self.timing.paused += at.saturating_duration_since(since);
+                    at
+                });
             }
             RequestEvent::ReadEnd => self.paused_since = Some(now()),
             RequestEvent::End => self.finish(now()),

@@ -94,6 +94,10 @@ pub(crate) struct Served {
 /// Counters read by `stats()`. A pool and each of its clients have one.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
+    /// Calls at the first attempt on a warm connection, with TLS and without: the usual ones, which count in
+    /// several numbers at once. The other counters know of the others.
+    warm_tls: AtomicU64,
+    warm_plain: AtomicU64,
     total: AtomicU64,
     reused: AtomicU64,
     created: AtomicU64,
@@ -119,6 +123,19 @@ impl Counters {
         if cfg!(firstbyte_bare) {
             return;
         }
+        if call.how.is_reused() {
+            let nanos = u64::try_from(call.setup_cost.as_nanos()).unwrap_or(u64::MAX);
+            self.saved_nanos.fetch_add(nanos, Relaxed);
+            if call.attempts == 1 && !call.waited_for_query {
+                let warm = if call.secure {
+                    &self.warm_tls
+                } else {
+                    &self.warm_plain
+                };
+                warm.fetch_add(1, Relaxed);
+                return;
+            }
+        }
         self.total.fetch_add(1, Relaxed);
         if call.attempts > 1 {
             self.retries
@@ -129,8 +146,6 @@ impl Counters {
         }
         if call.how.is_reused() {
             self.reused.fetch_add(1, Relaxed);
-            let nanos = u64::try_from(call.setup_cost.as_nanos()).unwrap_or(u64::MAX);
-            self.saved_nanos.fetch_add(nanos, Relaxed);
             if call.secure {
                 self.tls_saved.fetch_add(1, Relaxed);
             }
@@ -170,8 +185,10 @@ impl Counters {
     pub(crate) fn snapshot(&self) -> ConnectionPoolStats {
         let get = |counter: &AtomicU64| counter.load(Relaxed);
         // Parts are read before their whole, so that a rate never exceeds 100 %.
-        let connections_reused = get(&self.reused);
-        let total_requests = get(&self.total);
+        let (warm_tls, warm_plain) = (get(&self.warm_tls), get(&self.warm_plain));
+        let warm = warm_tls + warm_plain;
+        let connections_reused = warm + get(&self.reused);
+        let total_requests = warm + get(&self.total);
         let resumed = get(&self.resumed);
         let tls_connections = get(&self.tls);
         ConnectionPoolStats {
@@ -179,8 +196,8 @@ impl Counters {
             connections_reused,
             connections_created: get(&self.created),
             connection_reuse_rate: percent(connections_reused, total_requests),
-            dns_lookups_saved: get(&self.dns_saved),
-            tls_handshakes_saved: get(&self.tls_saved),
+            dns_lookups_saved: warm + get(&self.dns_saved),
+            tls_handshakes_saved: warm_tls + get(&self.tls_saved),
             network_overhead_reduction_ms: millis(Duration::from_nanos(get(&self.saved_nanos))),
             joined: get(&self.joined),
             unserved: get(&self.unserved),

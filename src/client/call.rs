@@ -73,12 +73,7 @@ pub(crate) struct Call {
 
 impl Call {
     /// Begins: this is the call's first poll. In a box from here on.
-    pub(super) fn begin(
-        request: Prepared,
-        body: Body,
-        mut options: CallOptions,
-        origin: Arc<str>,
-    ) -> Box<Self> {
+    pub(super) fn begin(request: Prepared, body: Body, mut options: CallOptions) -> Box<Self> {
         Box::new(Self {
             recorder: RequestRecorder::start(options.listener.take()),
             request: Some(request),
@@ -91,7 +86,7 @@ impl Call {
             headers: HeaderMap::new(),
             source: Source::Ended,
             length: Length::Known(None),
-            url: ResponseUrl::new(origin),
+            url: ResponseUrl::default(),
             total: None,
             pause: None,
             handle: None,
@@ -219,29 +214,21 @@ pub(super) fn content_length(headers: &HeaderMap) -> Option<u64> {
 }
 
 /// The URL of a response, put together only for whoever asks.
+#[derive(Default)]
 pub(super) struct ResponseUrl {
-    origin: Arc<str>,
     target: Option<PathAndQuery>,
     text: OnceLock<String>,
 }
 
 impl ResponseUrl {
-    fn new(origin: Arc<str>) -> Self {
-        Self {
-            origin,
-            target: None,
-            text: OnceLock::new(),
-        }
-    }
-
     pub(super) fn set_target(&mut self, target: PathAndQuery) {
         self.target = Some(target);
     }
 
-    pub(super) fn as_str(&self) -> &str {
+    pub(super) fn as_str(&self, origin: &str) -> &str {
         self.text.get_or_init(|| {
             let target = self.target.as_ref().map_or("", PathAndQuery::as_str);
-            format!("{}{target}", self.origin)
+            format!("{origin}{target}")
         })
     }
 }

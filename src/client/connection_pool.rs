@@ -173,7 +173,7 @@ impl ConnectionPool {
         let length = body.exact_len();
         let request = Prepared::new(draft, DefaultHeaders::none(), &route.origin, length)
             .map_err(|e| e.with_origin(route.origin_text.clone()))?;
-        let call = Call::begin(request, body, options, route.origin_text.clone());
+        let call = Call::begin(request, body, options);
         let body = send(&self.pool, None, &route, call).await?;
         Ok(body.into_http())
     }

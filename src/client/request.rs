@@ -227,7 +227,7 @@ impl RequestBuilder {
         let request =
             Prepared::new(draft, headers, &core.route.origin, body.exact_len()).map_err(named)?;
         let counters = Some(&*core.counters);
-        let call = Call::begin(request, body, options, core.route.origin_text.clone());
+        let call = Call::begin(request, body, options);
         let body = send(&core.pool, counters, &core.route, call).await?;
         Ok(Response::new(body))
     }

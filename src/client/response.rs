@@ -62,7 +62,7 @@ impl Response {
 
     /// The URL that was asked, query included.
     pub fn url(&self) -> &str {
-        self.body.call.url.as_str()
+        self.body.call.url.as_str(self.connection().origin())
     }
 
     /// The address of the other end, where the transport knows one.

@@ -10,12 +10,12 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 
-use atomic_waker::AtomicWaker;
 use tokio::time::{Sleep, sleep_until};
 
 use crate::clock::now;
 use crate::sync::lock;
 
+use super::bell::Bell;
 use super::ledger::Ledger;
 use super::stream::{Parts, Recv};
 
@@ -58,7 +58,7 @@ pub(super) struct Inbox {
     /// There may be some.
     has_some: AtomicBool,
     /// Wakes the task.
-    pub(super) bell: AtomicWaker,
+    pub(super) bell: Bell,
 }
 
 impl Default for Inbox {
@@ -66,7 +66,7 @@ impl Default for Inbox {
         Self {
             orphans: Mutex::new(Some(Vec::new())),
             has_some: AtomicBool::new(false),
-            bell: AtomicWaker::new(),
+            bell: Bell::new(),
         }
     }
 }
@@ -90,6 +90,7 @@ impl Inbox {
     pub(super) fn close(&self) {
         let orphans = lock(&self.orphans).take();
         drop(orphans);
+        self.bell.forget();
     }
 }
 

@@ -21,6 +21,7 @@ use crate::io::Carrier;
 use crate::timing::Phase;
 
 use super::abandoned::{Inbox, Orphans};
+use super::bell::Listener;
 use super::frames::GoAway;
 use super::health::{Advice, Health, Sight};
 use super::ledger::Ledger;
@@ -347,10 +348,11 @@ impl<S: Carrier> Driver<S> {
     ) -> CloseReason {
         let shared = self.shared.clone();
         let settings_until = deadline(now(), patience.settings);
+        let mut listener = Listener::new();
         {
             let mut first = pin!(sleep(FIRST_REQUEST));
             std::future::poll_fn(|cx| {
-                shared.inbox.bell.register(cx.waker());
+                listener.listen(&shared.inbox.bell, cx.waker());
                 // A request that has the connection and is not polled must not hold up those who wait for
                 // the peer's first word.
                 if !shared.tap.is_open() && first.as_mut().poll(cx).is_ready() {
@@ -369,7 +371,7 @@ impl<S: Carrier> Driver<S> {
         let mut alarm = pin!(sleep_until(settings_until.into()));
         let result = std::future::poll_fn(|cx| {
             // Before anything is looked at that it may ring for.
-            shared.inbox.bell.register(cx.waker());
+            listener.listen(&shared.inbox.bell, cx.waker());
             if shared.kill.load(Ordering::Acquire) {
                 return Poll::Ready(Err(CloseReason::PoolClosed));
             }

@@ -106,6 +106,7 @@ impl Http2 {
             expect: expect.map(|limit| Box::pin(sleep(limit))),
             upload_told: false,
             was_polled: false,
+            is_all: false,
             informational: 0,
             informational_bytes: 0,
         })
@@ -142,6 +143,8 @@ pub(crate) struct Exchange<L: Send + 'static> {
     upload_told: bool,
     /// Something may have arrived since.
     was_polled: bool,
+    /// The head was all of the response.
+    is_all: bool,
     informational: u32,
     informational_bytes: usize,
 }
@@ -149,7 +152,8 @@ pub(crate) struct Exchange<L: Send + 'static> {
 /// What h2 has of a response.
 enum Arrived {
     Informational(Result<http::Response<()>, h2::Error>),
-    Final(Result<http::Response<()>, h2::Error>),
+    /// And whether that is all of it.
+    Final(Result<(http::Response<()>, bool), h2::Error>),
     CutOff,
 }
 
@@ -173,6 +177,7 @@ impl<L: Send + 'static> Exchange<L> {
             mut hold,
             upload,
             is_connect,
+            is_all,
             ..
         } = self;
         let is_tunnel = is_connect && response.status.is_success();
@@ -185,7 +190,7 @@ impl<L: Send + 'static> Exchange<L> {
             status: response.status,
             is_tunnel,
             headers: response.headers,
-            body: RecvBody::new(hold, (!upload.is_done()).then(|| Box::new(upload))),
+            body: RecvBody::new(hold, (!upload.is_done()).then(|| Box::new(upload)), is_all),
         }
     }
 
@@ -212,7 +217,8 @@ impl<L: Send + 'static> Exchange<L> {
                     self.informed(&interim, recorder)?;
                 }
                 Arrived::Final(response) => {
-                    let response = response.map_err(|e| self.fail(e, arrival))?;
+                    let (response, is_all) = response.map_err(|e| self.fail(e, arrival))?;
+                    self.is_all = is_all;
                     let tap = &self.hold.shared.tap;
                     let arrival = if arrival.is_final(self.informational) {
                         arrival
@@ -245,8 +251,9 @@ impl<L: Send + 'static> Exchange<L> {
             }
             let response = ready!(Pin::new(response).poll(cx)).map(|response| {
                 let (head, body) = response.into_parts();
+                let is_all = body.is_end_stream();
                 parts.recv = Recv::Body(body);
-                http::Response::from_parts(head, ())
+                (http::Response::from_parts(head, ()), is_all)
             });
             Poll::Ready(Arrived::Final(response))
         });

@@ -54,10 +54,10 @@ impl<L: Send + 'static> Hold<L> {
     }
 
     /// The content of a frame was handed to the caller.
-    pub(super) fn taken(&self, bytes: usize) {
+    pub(super) fn taken(&self, bytes: usize, at: Instant) {
         if bytes > 0 {
             let mut accounts = self.shared.ledger.enter();
-            accounts.unread.taken(self.stream.id(), bytes as u64, now());
+            accounts.unread.taken(self.stream.id(), bytes as u64, at);
         }
     }
 }

@@ -6,6 +6,7 @@
 //! limit, and what is left unread, because h2 bounds it per connection and not per stream.
 
 mod abandoned;
+mod bell;
 mod driver;
 mod exchange;
 mod fail;

@@ -1,17 +1,17 @@
 //! Whether the stream below may have something to read. A connection's task is woken for many reasons, most of them
 //! requests, and a look through TLS down to the socket costs more than all else that such a turn does.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
 use std::task::{Context, Wake, Waker};
 
-use crate::sync::lock;
+use super::bell::{Bell, Listener};
 
 /// The waker that the stream below gets: it remembers that it was called, and wakes the task.
 #[derive(Debug)]
 struct Call {
     was_called: AtomicBool,
-    task: Mutex<Waker>,
+    task: Bell,
 }
 
 impl Wake for Call {
@@ -22,7 +22,7 @@ impl Wake for Call {
     fn wake_by_ref(self: &Arc<Self>) {
         // First this: whoever finds no call has left the waker that is called next.
         self.was_called.store(true, Ordering::Release);
-        lock(&self.task).wake_by_ref();
+        self.task.wake();
     }
 }
 
@@ -32,7 +32,7 @@ pub(super) struct Readiness {
     call: Arc<Call>,
     /// The same, as the stream gets it.
     waker: Waker,
-    task: Waker,
+    task: Listener,
     /// The last read found nothing and left the waker.
     is_awaited: bool,
 }
@@ -41,12 +41,12 @@ impl Readiness {
     pub(super) fn new() -> Self {
         let call = Arc::new(Call {
             was_called: AtomicBool::new(false),
-            task: Mutex::new(Waker::noop().clone()),
+            task: Bell::new(),
         });
         Self {
             waker: Waker::from(call.clone()),
             call,
-            task: Waker::noop().clone(),
+            task: Listener::new(),
             is_awaited: false,
         }
     }
@@ -54,10 +54,7 @@ impl Readiness {
     /// What the stream is to be polled with, for reads and writes alike: whoever polls it last has left the waker
     /// that it calls.
     pub(super) fn context(&mut self, cx: &Context<'_>) -> Context<'_> {
-        if !self.task.will_wake(cx.waker()) {
-            self.task = cx.waker().clone();
-            *lock(&self.call.task) = self.task.clone();
-        }
+        self.task.listen(&self.call.task, cx.waker());
         Context::from_waker(&self.waker)
     }
 
@@ -80,7 +77,7 @@ impl Readiness {
 
 #[cfg(test)]
 mod tests {
-    // layering: uses this module alone.
+    // layering: uses this module, over bell beside it.
     use std::sync::atomic::AtomicUsize;
 
     use super::*;

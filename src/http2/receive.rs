@@ -6,6 +6,7 @@ use bytes::Bytes;
 use h2::{Reason, RecvStream};
 use http_body::Frame;
 
+use crate::clock::now;
 use crate::error::{Error, ErrorKind, ReplaySafety};
 use crate::event::{RequestEvent, RequestRecorder};
 use crate::timing::Phase;
@@ -24,14 +25,18 @@ pub(crate) struct RecvBody<L: Send + 'static> {
     /// A request body that outlives the response head (RFC 9113 §8.1 allows both ways at once).
     upload: Option<Box<Upload>>,
     data_done: bool,
+    /// Nothing comes behind what was handed out.
+    is_over: bool,
 }
 
 impl<L: Send + 'static> RecvBody<L> {
-    pub(super) fn new(hold: Hold<L>, upload: Option<Box<Upload>>) -> Self {
+    /// `is_over`: the response has no more than its head.
+    pub(super) fn new(hold: Hold<L>, upload: Option<Box<Upload>>, is_over: bool) -> Self {
         Self {
             hold: Some(hold),
             upload,
             data_done: false,
+            is_over,
         }
     }
 
@@ -69,8 +74,9 @@ impl<L: Send + 'static> RecvBody<L> {
         };
         if !self.data_done {
             match ready!(poll_data(hold, cx)) {
-                Some(Ok(data)) => {
-                    hold.taken(data.len());
+                Some(Ok((data, is_over))) => {
+                    hold.taken(data.len(), recorder.read_at().unwrap_or_else(now));
+                    self.is_over = is_over;
                     return Poll::Ready(Some(Ok(Frame::data(data))));
                 }
                 Some(Err(e)) => return Poll::Ready(Some(Err(self.failed(e)))),
@@ -135,26 +141,20 @@ impl<L: Send + 'static> RecvBody<L> {
         self.hold = None;
     }
 
-    /// Whether nothing more will come. Lets go of the stream then.
+    /// Whether nothing more will come, as it was when the last frame was handed out. Lets go of the stream then.
     pub(crate) fn is_end(&mut self) -> bool {
-        let Some(hold) = &self.hold else { return true };
-        let is_end = hold.stream.with(|parts| match &parts.recv {
-            Recv::Body(recv) => recv.is_end_stream(),
-            Recv::Head(_) | Recv::Unwanted => false,
-        });
-        if is_end == Some(true) {
+        if self.is_over {
             self.end();
-            return true;
         }
-        false
+        self.hold.is_none()
     }
 }
 
-/// What comes next of the data. Its window is given back to the peer, and the books are told by the caller.
+/// The next piece of data, and whether nothing comes behind it. Its window is given back to the peer, and the books are told by the caller.
 pub(super) fn poll_data<L: Send + 'static>(
     hold: &Hold<L>,
     cx: &mut Context<'_>,
-) -> Poll<Option<Result<Bytes, Failed>>> {
+) -> Poll<Option<Result<(Bytes, bool), Failed>>> {
     let polled = hold.stream.with(|parts: &mut Parts| {
         let Recv::Body(recv) = &mut parts.recv else {
             return Poll::Ready(Some(Err(Failed::CutOff)));
@@ -164,11 +164,10 @@ pub(super) fn poll_data<L: Send + 'static>(
             // Fails only when the stream is gone, which the next poll tells.
             let _ = recv.flow_control().release_capacity(data.len());
         }
-        let is_over = is_stopped_after_its_end(&next, recv);
-        Poll::Ready(
-            next.filter(|_| !is_over)
-                .map(|next| next.map_err(Failed::H2)),
-        )
+        let is_stopped = is_stopped_after_its_end(&next, recv);
+        let next = next.filter(|_| !is_stopped);
+        let with_end = |data| (data, recv.is_end_stream());
+        Poll::Ready(next.map(|next| next.map(with_end).map_err(Failed::H2)))
     });
     polled.unwrap_or(Poll::Ready(Some(Err(Failed::CutOff))))
 }

@@ -7,6 +7,7 @@ use std::task::{Context, Poll, ready};
 use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use crate::clock::now;
 use crate::error::ErrorKind;
 
 use super::hold::Hold;
@@ -55,8 +56,8 @@ impl<L: Send + Unpin + 'static> AsyncRead for Tunnel<L> {
         let this = self.get_mut();
         while this.rest.is_empty() && !this.is_read {
             match ready!(poll_data(&this.hold, cx)) {
-                Some(Ok(data)) => {
-                    this.hold.taken(data.len());
+                Some(Ok((data, _))) => {
+                    this.hold.taken(data.len(), now());
                     this.rest = data;
                 }
                 Some(Err(why)) => return Poll::Ready(Err(this.failed(why))),

@@ -239,7 +239,7 @@ impl H2Conn {
     pub(crate) fn set_idle_since(&self, now: Instant) {
         let age = now.saturating_duration_since(self.info.ready_at());
         let nanos = u64::try_from(age.as_nanos()).unwrap_or(u64::MAX);
-        self.idle_since.store(nanos, Ordering::SeqCst);
+        self.idle_since.store(nanos, Ordering::Release);
     }
 
     /// How long it has been without a stream.
@@ -249,7 +249,7 @@ impl H2Conn {
 
     /// The end of its last stream, or its birth.
     pub(crate) fn idle_since(&self) -> Instant {
-        self.info.ready_at() + Duration::from_nanos(self.idle_since.load(Ordering::SeqCst))
+        self.info.ready_at() + Duration::from_nanos(self.idle_since.load(Ordering::Acquire))
     }
 }
 
@@ -259,7 +259,8 @@ impl Multiplexed for Arc<H2Conn> {
             return None;
         }
         let taken = self.handle.slots().try_acquire()?;
-        self.given.fetch_add(1, Ordering::Relaxed);
+        // Under the lock of the books there is nobody else.
+        self.given.store(self.given() + 1, Ordering::Relaxed);
         Some(taken)
     }
 
@@ -319,50 +320,50 @@ impl Lease {
 /// end, and is closed if not.
 pub(crate) struct H1Lease {
     // `None` only while it is being dropped or taken apart.
-    conn: Option<Box<H1Conn>>,
-    home: Arc<dyn Home>,
+    held: Option<(Box<H1Conn>, Arc<dyn Home>)>,
 }
 
 impl fmt::Debug for H1Lease {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("H1Lease").field(&self.conn).finish()
+        f.debug_tuple("H1Lease").field(self.conn()).finish()
     }
 }
 
 impl H1Lease {
     pub(crate) fn new(conn: Box<H1Conn>, home: Arc<dyn Home>) -> Self {
         Self {
-            conn: Some(conn),
-            home,
+            held: Some((conn, home)),
         }
     }
 
     fn conn(&self) -> &H1Conn {
-        self.conn.as_ref().expect("taken only by value")
+        let (conn, _) = self.held.as_ref().expect("taken only by value");
+        conn
     }
 
     pub(crate) fn http1(&mut self) -> &mut Http1<Stream> {
-        let conn = self.conn.as_mut().expect("taken only by value");
+        let (conn, _) = self.held.as_mut().expect("taken only by value");
         &mut conn.http1
     }
 
     /// Reads what is left of the response body, in the background and within the bounds of the pool, so
     /// that the connection can be kept; closes it if that is not possible.
     pub(crate) fn drain(self) {
-        self.home.clone().drain(self);
+        let (_, home) = self.held.as_ref().expect("taken only by value");
+        home.clone().drain(self);
     }
 
     /// Closes it for this reason.
     pub(crate) fn close(mut self, why: CloseReason) {
-        if let Some(conn) = self.conn.take() {
-            self.home.clone().close(conn, why);
+        if let Some((conn, home)) = self.held.take() {
+            home.close(conn, why);
         }
     }
 
     /// Takes the byte stream out of HTTP.
     pub(crate) fn into_upgraded(mut self) -> UpgradedParts {
-        let conn = *self.conn.take().expect("taken only by value");
-        let home = self.home.clone();
+        let (conn, home) = self.held.take().expect("taken only by value");
+        let conn = *conn;
         home.clone().upgraded();
         let (mut stream, left_over, attendant) = conn.http1.into_parts();
         stream.write_through();
@@ -380,8 +381,9 @@ impl H1Lease {
 
 impl Drop for H1Lease {
     fn drop(&mut self) {
-        let Some(conn) = self.conn.take() else { return };
-        let home = self.home.clone();
+        let Some((conn, home)) = self.held.take() else {
+            return;
+        };
         match conn.http1.reusable() {
             Ok(()) => home.check_in(conn),
             Err(why) => home.close(conn, why),
@@ -423,7 +425,8 @@ impl Drop for UpgradedLease {
 /// A stream slot of an HTTP/2 connection.
 pub(crate) struct H2Lease {
     conn: Arc<H2Conn>,
-    home: Arc<dyn Home>,
+    // `None` only while it is being dropped.
+    home: Option<Arc<dyn Home>>,
 }
 
 impl fmt::Debug for H2Lease {
@@ -435,6 +438,7 @@ impl fmt::Debug for H2Lease {
 impl H2Lease {
     /// The slot must have been taken.
     pub(crate) fn new(conn: Arc<H2Conn>, home: Arc<dyn Home>) -> Self {
+        let home = Some(home);
         Self { conn, home }
     }
 
@@ -458,6 +462,8 @@ impl Drop for H2Lease {
         // A first lease that sent nothing must not hold the handshake's end back for ever.
         self.conn.handle.open();
         let left = self.conn.handle.slots().release();
-        self.home.clone().released(&self.conn, left);
+        if let Some(home) = self.home.take() {
+            home.released(&self.conn, left);
+        }
     }
 }
