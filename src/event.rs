@@ -277,6 +277,9 @@ pub(crate) enum RequestEvent<'a> {
     /// The read that brought the final response's first byte.
     FirstByte(Instant),
     Headers,
+    /// What the read that has begun looked for had arrived before: the read takes no time that is worth a look at
+    /// the clock.
+    AtHand,
     /// A read of the body is over; until the next one begins the time is the caller's.
     ReadEnd,
     ReadStart,
@@ -296,6 +299,8 @@ pub(crate) struct RequestRecorder {
     paused_since: Option<Instant>,
     /// When the read began that goes on now, if a pause ended with it.
     read_at: Option<Instant>,
+    /// The same, if the read is over by now.
+    at_hand: Option<Instant>,
     listener: Option<Listener>,
     /// What the listener was told last.
     body_sent: u64,
@@ -318,6 +323,7 @@ impl RequestRecorder {
             dial: None,
             paused_since: None,
             read_at: None,
+            at_hand: None,
         }
     }
 
@@ -374,14 +380,21 @@ impl RequestRecorder {
                 self.paused_since = Some(at);
             }
             RequestEvent::ReadStart => {
+                self.at_hand = None;
                 self.read_at = self.paused_since.take().map(|since| {
                     let at = now();
                     self.timing.paused += at.saturating_duration_since(since);
                     at
                 });
             }
-            RequestEvent::ReadEnd => self.paused_since = Some(now()),
-            RequestEvent::End => self.finish(now()),
+            RequestEvent::AtHand => self.at_hand = self.read_at,
+            RequestEvent::ReadEnd => {
+                self.paused_since = Some(self.at_hand.take().unwrap_or_else(now));
+            }
+            RequestEvent::End => {
+                let at = self.at_hand.take().unwrap_or_else(now);
+                self.finish(at);
+            }
         }
     }
 

@@ -420,3 +420,38 @@ fn handshake_that_fails_is_tls_and_the_next_attempt_is_tcp_again() {
         assert_eq!(phases(), (us(350), us(70)));
     });
 }
+
+/// A read that found its data at hand is stamped when it began, and says nothing of the time after it.
+#[test]
+fn read_at_hand_takes_no_time_and_what_follows_is_measured() {
+    paused().block_on(async {
+        let mut recorder = RequestRecorder::start(None);
+        recorder.emit(RequestEvent::AttemptStart);
+        let how = ConnectionUse::Idle;
+        recorder.emit(RequestEvent::Acquired { how, dial: None });
+        recorder.emit(RequestEvent::UploadEnd);
+        recorder.emit(RequestEvent::FirstByte(now()));
+        recorder.emit(RequestEvent::Headers);
+        pass(10).await;
+        // This one waits.
+        recorder.emit(RequestEvent::ReadStart);
+        pass(40).await;
+        recorder.emit(RequestEvent::ReadStart);
+        assert_eq!(recorder.read_at(), None, "it began before it waited");
+        recorder.emit(RequestEvent::AtHand);
+        recorder.emit(RequestEvent::ReadEnd);
+        pass(20).await;
+        recorder.emit(RequestEvent::ReadStart);
+        recorder.emit(RequestEvent::AtHand);
+        recorder.emit(RequestEvent::ReadEnd);
+        pass(80).await;
+        recorder.emit(RequestEvent::End);
+        let timing = recorder.timing();
+        check(&timing);
+        let us = |n| Some(Duration::from_micros(n));
+        assert_eq!(
+            (timing.receive(), timing.receive_paused()),
+            (us(150), us(110))
+        );
+    });
+}

@@ -77,6 +77,7 @@ impl<L: Send + 'static> RecvBody<L> {
                 Some(Ok((data, is_over))) => {
                     hold.taken(data.len(), recorder.read_at().unwrap_or_else(now));
                     self.is_over = is_over;
+                    recorder.emit(RequestEvent::AtHand);
                     return Poll::Ready(Some(Ok(Frame::data(data))));
                 }
                 Some(Err(e)) => return Poll::Ready(Some(Err(self.failed(e)))),
