@@ -33,7 +33,8 @@ fn checkout(c: &mut Criterion) {
             warm.runtime.block_on(register(&warm.pool, origins - 1));
             group.bench_function(format!("lease/{name}/origins_{origins}"), |bencher| {
                 let _on = warm.runtime.enter();
-                bencher.iter(|| take(&warm.clients[0]));
+                let at = Instant::now();
+                bencher.iter(|| take(&warm.clients[0], at));
             });
         }
         for threads in [1, 2, 4, 8] {
@@ -56,8 +57,8 @@ fn checkout(c: &mut Criterion) {
     group.finish();
 }
 
-fn take(client: &Client) {
-    let took = client.__check_out().expect("the pool is open");
+fn take(client: &Client, at: Instant) {
+    let took = client.__check_out(at).expect("the pool is open");
     assert!(took, "the connection is warm");
 }
 
@@ -110,8 +111,9 @@ impl Warm {
                     scope.spawn(move || {
                         let _on = self.runtime.enter();
                         barrier.wait();
+                        let at = Instant::now();
                         for _ in 0..iterations {
-                            take(client);
+                            take(client, at);
                         }
                     })
                 })

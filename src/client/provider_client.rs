@@ -54,11 +54,11 @@ impl Client {
     }
 
     /// Takes a lease on a warm connection and gives it back; false if there was none. No part of the API:
-    /// for `benches/checkout.rs` alone.
+    /// for `benches/checkout.rs` alone. `at` is now, which a request knows by then.
     #[doc(hidden)]
-    pub fn __check_out(&self) -> Result<bool, Error> {
+    pub fn __check_out(&self, at: std::time::Instant) -> Result<bool, Error> {
         let host = self.core.route.host(&self.core.pool)?;
-        check_out(&host)
+        check_out(&host, at)
     }
 
     /// A request to `path`, which is appended to the path of the base URL, or to an absolute URL of

@@ -1,7 +1,7 @@
 //! Look-ups in flight: one query per name and family, whoever asks, in a task of its own, which then
 //! keeps the name fresh while it is used.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -18,6 +18,7 @@ use crate::sync::lock;
 use crate::timing::DnsSource;
 
 use super::cache::{Cache, Found, Outcome};
+use super::keeper::{Due, Keeping, Presence, is_roomy};
 use super::options::DnsOptions;
 use super::resolve::{Family, Resolve, ResolveError, ResolveErrorKind};
 
@@ -31,7 +32,6 @@ pub(crate) struct Families {
 type Flight = watch::Receiver<Option<Outcome>>;
 /// A task lives and dies with its runtime, so flights are not shared between runtimes.
 type FlightKey = (RuntimeId, Arc<str>, Family);
-type NameKey = (Arc<str>, Family);
 
 /// The pool's resolver: cache above, single-flight between, a [`Resolve`] below.
 pub(crate) struct Dns {
@@ -41,8 +41,8 @@ pub(crate) struct Dns {
     cache: Mutex<Cache>,
     // Lock order: `flights` before `cache`.
     flights: Mutex<HashMap<FlightKey, Flight>>,
-    /// Names that a task keeps fresh.
-    kept: Mutex<HashSet<NameKey>>,
+    /// Names that are kept fresh.
+    keeping: Arc<Keeping>,
     uses: Mutex<Uses>,
 }
 
@@ -109,7 +109,7 @@ impl Dns {
             lookup_timeout: options.lookup_timeout,
             cache: Mutex::new(Cache::new(options)),
             flights: Mutex::default(),
-            kept: Mutex::default(),
+            keeping: Arc::default(),
             uses: Mutex::default(),
         })
     }
@@ -242,6 +242,39 @@ impl Dns {
         name.is_some_and(|name| lock(&self.cache).has_left(name, ip, now))
     }
 
+    /// Sees to it that a name which has an answer is asked for anew before that expires.
+    fn keep_fresh(self: &Arc<Self>, name: Arc<str>, family: Family) {
+        let due = lock(&self.cache).next_refresh(&name, family);
+        let presence = due.and_then(|at| self.keeping.keep((name, family), at));
+        if let Some(presence) = presence {
+            tokio::spawn(keep_names_fresh(Arc::downgrade(self), presence));
+        }
+    }
+
+    /// Asks for the names that are due and in use; of the others nobody thinks any more. When the next one is due.
+    fn refresh_what_is_due(self: &Arc<Self>) -> Option<Instant> {
+        loop {
+            let key = match self.keeping.next(now()) {
+                Due::Now(key) => key,
+                Due::At(at) => return Some(at),
+                Due::Never => return None,
+            };
+            let (name, family) = &key;
+            let due = lock(&self.cache).next_refresh(name, *family);
+            match due {
+                // It was asked for meanwhile.
+                Some(at) if at > now() => self.keeping.put_off(key, at),
+                due => {
+                    // Its next answer brings it back.
+                    self.keeping.forget(&key);
+                    if due.is_some() && self.take_used(name, *family) {
+                        self.refresh(name, *family);
+                    }
+                }
+            }
+        }
+    }
+
     /// Whether anybody used the name since this was last asked.
     fn take_used(&self, name: &Arc<str>, family: Family) -> bool {
         let by_lookup = lock(&self.cache).take_used(name, family);
@@ -261,6 +294,13 @@ enum Boarding {
         flight: Flight,
         runtime: Handle,
     },
+}
+
+impl Drop for Dns {
+    fn drop(&mut self) {
+        // The task that kept names fresh finds it gone.
+        self.keeping.changed.notify_one();
+    }
 }
 
 impl Boarding {
@@ -285,8 +325,9 @@ impl Boarding {
             // Cached before the flight goes: who comes between finds one of them.
             drop(landing);
             sender.send_replace(Some(outcome));
-            drop(sender);
-            keep_fresh(keeps, (name, family)).await;
+            if let Some(dns) = keeps.upgrade() {
+                dns.keep_fresh(name, family);
+            }
         });
         Slot::flying(flight, DnsSource::Fresh)
     }
@@ -297,64 +338,19 @@ fn is_localhost(name: &str) -> bool {
     name == "localhost" || name.ends_with(".localhost")
 }
 
-/// Asks for a name anew shortly before its answer expires, as long as it is used. One task per name
-/// and family; it ends with the pool, with its runtime, and when nobody uses the name.
-async fn keep_fresh(dns: Weak<Dns>, key: NameKey) {
-    let Some(_kept) = Keeper::new(&dns, &key) else {
-        return;
-    };
-    let (name, family) = &key;
-    let due = || {
-        let dns = dns.upgrade()?;
-        lock(&dns.cache).next_refresh(name, *family)
-    };
-    while let Some(at) = due() {
-        if at > now() {
-            sleep_until(at.into()).await;
-            // It may have been asked for meanwhile.
-            continue;
-        }
-        let mut flight = {
-            let Some(dns) = dns.upgrade() else { return };
-            if !dns.take_used(name, *family) {
-                return;
-            }
-            dns.refresh(name, *family)
+/// Asks for names anew shortly before their answers expire, as long as they are used. It ends with the pool, with its
+/// runtime, and when no name is kept.
+async fn keep_names_fresh(dns: Weak<Dns>, presence: Presence) {
+    let keeping = &presence.keeping;
+    loop {
+        let next = match dns.upgrade() {
+            Some(dns) => dns.refresh_what_is_due(),
+            None => return,
         };
-        let _ = flight.land().await;
-    }
-}
-
-/// A burst of names should not cost memory for ever.
-fn is_roomy(capacity: usize, len: usize) -> bool {
-    capacity > 64 + 4 * len
-}
-
-/// The one who keeps a name fresh.
-struct Keeper {
-    dns: Weak<Dns>,
-    key: NameKey,
-}
-
-impl Keeper {
-    /// `None` if there is one already.
-    fn new(dns: &Weak<Dns>, key: &NameKey) -> Option<Self> {
-        let is_first = lock(&dns.upgrade()?.kept).insert(key.clone());
-        is_first.then(|| Self {
-            dns: dns.clone(),
-            key: key.clone(),
-        })
-    }
-}
-
-impl Drop for Keeper {
-    fn drop(&mut self) {
-        if let Some(dns) = self.dns.upgrade() {
-            let mut kept = lock(&dns.kept);
-            kept.remove(&self.key);
-            if is_roomy(kept.capacity(), kept.len()) {
-                kept.shrink_to_fit();
-            }
+        let Some(at) = next else { return };
+        tokio::select! {
+            () = sleep_until(at.into()) => {}
+            () = keeping.changed.notified() => {}
         }
     }
 }
@@ -669,10 +665,10 @@ mod tests {
             let dns = dns(&resolver);
             let _ = look(&dns).await;
             let tasks = tokio::runtime::Handle::current().metrics();
-            assert_eq!(tasks.num_alive_tasks(), 2, "one keeper per family");
+            assert_eq!((dns.keeping.len(), tasks.num_alive_tasks()), (2, 1));
             tokio::time::sleep(Duration::from_secs(49)).await;
             assert_eq!((resolver.asked(), tasks.num_alive_tasks()), (2, 0));
-            assert!(lock(&dns.kept).is_empty());
+            assert_eq!(dns.keeping.len(), 0);
             // Past its time by less than a minute: at once, and asked anew behind it.
             tokio::time::sleep(Duration::from_secs(60)).await;
             let (waited, _, source) = look(&dns).await;

@@ -9,11 +9,12 @@
 //!
 //! `resolve` holds the trait and its types, `cache` decides what is kept and for how long (pure), by
 //! the rules of `options`,
-//! `lookup` acts, `hickory` and `system` are the two resolvers.
+//! `lookup` acts, `keeper` knows when to ask anew (pure), `hickory` and `system` are the two resolvers.
 
 mod cache;
 #[cfg(feature = "hickory")]
 mod hickory;
+mod keeper;
 mod lookup;
 mod options;
 mod resolve;

@@ -162,9 +162,9 @@ async fn dial_fresh(
 }
 
 /// Takes a lease on a warm connection, as [`acquire`] does when it need not wait, and gives it back. False
-/// if there was none.
-pub(crate) fn check_out(host: &Arc<Host>) -> Result<bool, Error> {
-    match host.checkout(false, now())? {
+/// if there was none. `at` is now, as in a request, which has read its clock already.
+pub(crate) fn check_out(host: &Arc<Host>, at: Instant) -> Result<bool, Error> {
+    match host.checkout(false, at)? {
         Checkout::Lease(lease, _) => Ok(probe(lease).is_some()),
         Checkout::Line(_) | Checkout::Gone => Ok(false),
     }
