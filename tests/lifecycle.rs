@@ -74,6 +74,38 @@ async fn warm_connections_have_read_their_tickets_though_nothing_was_asked() {
     .await;
 }
 
+/// Half a minute without a connection takes an origin's books away, and what it taught stays.
+#[tokio::test]
+async fn origin_that_slept_resumes_its_session() {
+    for protocols in [Protocols::Http1, Protocols::Auto] {
+        let world = World::new().await;
+        let client = world.client(protocols);
+        let asleep = || format!("{:?}", world.pool).contains(" 1 origins asleep");
+        in_time(async {
+            let mut response = client.get("/").send().await.unwrap();
+            response.bytes().await.unwrap();
+            eventually("tickets are in store", || {
+                world.pool.stats().tls_tickets > 0
+            })
+            .await;
+            world.pool.close_idle();
+            eventually("it is closed", || world.pool.stats().open == 0).await;
+        })
+        .await;
+        let tickets = world.pool.stats().tls_tickets;
+        assert!(!asleep());
+        tokio::time::pause();
+        tokio::time::advance(Duration::from_secs(31)).await;
+        eventually("it sleeps", asleep).await;
+        tokio::time::resume();
+        assert_eq!(world.pool.stats().tls_tickets, tickets);
+        let response = in_time(client.get("/").send()).await.unwrap();
+        let connection = response.connection();
+        assert_eq!(connection.tls_resumed(), Some(true), "{protocols:?}");
+        assert!(!asleep(), "it is awake");
+    }
+}
+
 #[tokio::test]
 async fn warm_finds_the_protocol_out_and_reports_what_failed() {
     in_time(async {

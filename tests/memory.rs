@@ -58,6 +58,10 @@ async fn hundred_thousand_origins_touched_once_leave_nothing_behind() {
     }
     let most = allocated();
     assert!(pool.stats().open <= 100);
+    // Half a minute after the last connection to them has expired they sleep.
+    sleep(millis(100_000)).await;
+    assert!(format!("{pool:?}").contains(&format!(" {ORIGINS} origins asleep")));
+    let sleeping = allocated().saturating_sub(before) / ORIGINS;
     sleep(millis(2_000_000)).await;
     let stats = pool.stats();
     assert_eq!((stats.open, stats.idle, sim.live()), (0, 0, 0));
@@ -69,10 +73,11 @@ async fn hundred_thousand_origins_touched_once_leave_nothing_behind() {
     let after = allocated();
     let grown = after.saturating_sub(before);
     println!(
-        "{} KiB at most, {} KiB left",
-        (most - before) / 1024,
+        "{} B at most for each origin, {sleeping} B asleep, {} KiB left of all",
+        (most - before) / ORIGINS,
         grown / 1024
     );
+    assert!(sleeping <= 512, "{sleeping} B for an origin that sleeps");
     // The tables keep some of their room; 100,000 origins of 4 KiB would be far more.
     assert!(grown < 8 * 1024 * 1024, "{} KiB more", grown / 1024);
 }

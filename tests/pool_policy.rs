@@ -111,6 +111,15 @@ async fn idle_time_at_which_a_peer_closes_is_learned_and_undercut() {
             1,
             "{closed:?}"
         );
+        // Without connections for a while it sleeps, and has forgotten nothing.
+        sleep(millis(100_000)).await;
+        assert!(
+            format!("{pool:?}").contains(" 1 origins asleep"),
+            "{pool:?}"
+        );
+        get(&client).await;
+        let limits = pool.connections()[0].limits().unwrap();
+        assert_eq!(limits.learned_idle, Some(millis(50)), "{protocols:?}");
         // Ten minutes later it is tried whether the peer has become more patient.
         patience.store(10_000, Ordering::SeqCst);
         sleep(millis(601_000)).await;

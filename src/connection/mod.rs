@@ -21,7 +21,7 @@ pub(crate) use connect::{AddressFilter, Deps, Learned, Link, Opened, Relief, con
 pub(crate) use connect::{Dialled, dial};
 pub(crate) use early::Early;
 pub use info::{ConnectionId, ConnectionInfo, ConnectionLimits};
-pub(crate) use plan::{ConnectOptions, Plan, check_plain};
+pub(crate) use plan::{ConnectOptions, Plan, Taught, check_plain};
 pub use plan::{IpVersion, Protocols};
 pub use race::RaceOptions;
 pub(crate) use stream::Stream;

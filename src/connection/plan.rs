@@ -7,8 +7,9 @@ use crate::dns::Families;
 use crate::error::Error;
 use crate::origin::{Host, Origin};
 use crate::proxy::{Proxy, ProxyRules, ProxyScheme};
+use crate::sync::lock;
 use crate::tcp::TcpOptions;
-use crate::tls::{Alpn, Identities, OriginTls, TlsOptions};
+use crate::tls::{Alpn, Identities, OriginTickets, OriginTls, TlsOptions};
 
 use super::memory::Memory;
 
@@ -122,6 +123,21 @@ pub(crate) struct Plan {
     pub(crate) memory: Arc<Mutex<Memory>>,
 }
 
+/// What dials to an origin taught.
+#[derive(Debug, Default)]
+pub(crate) struct Taught {
+    memory: Memory,
+    tickets: Option<Arc<OriginTickets>>,
+    of_proxy: Option<Arc<OriginTickets>>,
+}
+
+impl Taught {
+    /// Sessions that could be resumed now.
+    pub(crate) fn tickets(&self) -> usize {
+        self.tickets.as_ref().map_or(0, |tickets| tickets.len())
+    }
+}
+
 impl Plan {
     /// # Errors
     /// Invalid: HTTP/2 by ALPN on plain `http`, a host that TLS cannot name.
@@ -197,6 +213,35 @@ impl Plan {
         match &self.security {
             Security::Tls(tls) => tls.tickets.as_ref().map_or(0, |tickets| tickets.len()),
             Security::Plain => 0,
+        }
+    }
+
+    /// What dials taught, for a later plan to the same origin. Whoever takes it makes no more use of this one.
+    pub(crate) fn taught(&self) -> Taught {
+        let tickets = |tls: &OriginTls| tls.tickets.clone().filter(|tickets| tickets.len() > 0);
+        let of_proxy = match &self.first_hop {
+            FirstHop::Proxy(hop) => hop.tls.as_ref().and_then(tickets),
+            FirstHop::Origin | FirstHop::Unix(_) => None,
+        };
+        Taught {
+            memory: std::mem::take(&mut *lock(&self.memory)),
+            tickets: match &self.security {
+                Security::Tls(tls) => tickets(tls),
+                Security::Plain => None,
+            },
+            of_proxy,
+        }
+    }
+
+    pub(crate) fn recall(&mut self, taught: Taught) {
+        self.memory = Arc::new(Mutex::new(taught.memory));
+        if let (Some(tickets), Security::Tls(tls)) = (taught.tickets, &mut self.security) {
+            tls.tickets = Some(tickets);
+        }
+        if let (Some(tickets), FirstHop::Proxy(hop)) = (taught.of_proxy, &mut self.first_hop)
+            && let Some(tls) = &mut hop.tls
+        {
+            tls.tickets = Some(tickets);
         }
     }
 

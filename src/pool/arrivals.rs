@@ -17,11 +17,12 @@ use crate::http2::{Driver, GoAway, Http2, Patience, Watch};
 use crate::sync::lock;
 use crate::timing::{ConnectionTrace, ConnectionUse};
 
+use super::asleep::SLEEPS_AFTER;
 use super::capacity::Permit;
 use super::dial::{DialSink, Dialled};
 use super::host::{Books, Denied, Dialling, Grant, Host, Outcome, State};
 use super::lease::{H1Conn, H1Lease, H2Conn, H2Lease, Home, IdleWake, Lease, Seat, Tenure};
-use super::shared::{Killer, Live, REMEMBER_ORIGIN, pool_closed};
+use super::shared::{Killer, Live, pool_closed};
 use super::state::{Cover, DialEntry, Multiplexed, Purpose, Waiter};
 use super::term::Term;
 
@@ -340,7 +341,7 @@ impl Host {
         };
         self.left_line(failed.len());
         self.janitor
-            .due_at(again.unwrap_or_else(|| deadline(at, REMEMBER_ORIGIN)));
+            .due_at(again.unwrap_or_else(|| deadline(at, SLEEPS_AFTER)));
         let denied = |whom, cover| {
             let denied = Denied {
                 error: error.clone(),

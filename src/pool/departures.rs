@@ -15,9 +15,9 @@ use crate::http1::KeepAlive;
 use crate::http2::{GoAway, Released};
 use crate::sync::lock;
 
+use super::asleep::SLEEPS_AFTER;
 use super::host::{Grant, Host, reused};
 use super::lease::{Announced, H1Conn, H1Lease, H2Conn, Home, Lease, Seat};
-use super::shared::REMEMBER_ORIGIN;
 use super::state::{Idle, Multiplexed, Waiter};
 use super::term::{Standing, announced_idle};
 
@@ -352,7 +352,7 @@ impl Home for Host {
     }
 
     fn vacated(self: Arc<Self>) {
-        self.janitor.due_at(deadline(now(), REMEMBER_ORIGIN));
+        self.janitor.due_at(deadline(now(), SLEEPS_AFTER));
         self.keep_up();
         if self.has_waiters() {
             self.drive();

@@ -25,7 +25,7 @@ const FEWEST_REQUESTS: u64 = 5;
 const DISTRUST_FOR: Duration = Duration::from_secs(60);
 
 /// A limit as it was met.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Lesson {
     /// Met once and not yet again, and when.
     doubtful: Option<(u64, Instant)>,
@@ -67,7 +67,7 @@ fn agree(a: u64, b: u64) -> bool {
 }
 
 /// What one origin taught.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Habits {
     /// In nanoseconds.
     idle: Lesson,

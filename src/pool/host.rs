@@ -21,6 +21,7 @@ use crate::event::DialRecorder;
 use crate::sync::{fence, lock};
 use crate::timing::{ConnectionTrace, ConnectionUse, Phase, WaitCause};
 
+use super::asleep::Lessons;
 use super::budget::RetryBudget;
 use super::capacity::{Blocked, Permit};
 use super::dial::{DialTask, Report};
@@ -169,18 +170,29 @@ impl fmt::Debug for Host {
 }
 
 impl Host {
-    pub(crate) fn new(
+    pub(super) fn new(
         key: Key,
-        plan: Plan,
+        mut plan: Plan,
         shared: Arc<Shared>,
         janitor: Arc<Janitor>,
         runtime: Handle,
+        lessons: Option<Lessons>,
     ) -> Arc<Self> {
+        let mut state = HostState::new(plan.known_protocol(), now());
+        let (mut is_taught, mut is_calm) = (false, false);
+        if let Some(lessons) = lessons {
+            plan.recall(lessons.dials);
+            state.verdict = lessons.verdict;
+            state.stream_limit = lessons.stream_limit;
+            is_taught = lessons.habits.is_some();
+            state.habits = lessons.habits.map(|habits| *habits).unwrap_or_default();
+            is_calm = lessons.is_calm;
+        }
         let name_use = shared.deps.dns.name_use(plan.target().0);
         Arc::new_cyclic(|this| Self {
             name_use,
             books: Mutex::new(Books {
-                state: HostState::new(plan.known_protocol(), now()),
+                state,
                 live: Vec::new(),
                 minimums: Vec::new(),
                 addresses_checked: now(),
@@ -194,8 +206,8 @@ impl Host {
             runtime,
             waiting: AtomicUsize::new(0),
             removed: AtomicBool::new(false),
-            is_taught: AtomicBool::new(false),
-            calm: Arc::default(),
+            is_taught: AtomicBool::new(is_taught),
+            calm: Arc::new(AtomicBool::new(is_calm)),
             keeps_warm: AtomicBool::new(false),
             blocked: AtomicBool::new(false),
             this: this.clone(),

@@ -6,6 +6,7 @@
 //!
 //! ```text
 //!  registry  key -> Host           one lookup without a lock
+//!  asleep    what origins without connections taught (pure)
 //!  acquire   checkout, or a place in line
 //!  host      HostState under its own lock: idle h1 (last in, first out), shared h2, dials, line
 //!  arrivals, departures, upkeep   the same host: dials end, requests end, time passes
@@ -20,6 +21,7 @@
 
 mod acquire;
 mod arrivals;
+mod asleep;
 mod budget;
 mod capacity;
 mod departures;

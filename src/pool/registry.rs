@@ -20,12 +20,13 @@ use crate::origin::Origin;
 use crate::sync::lock;
 use crate::tls::{Identities, TlsOptions, warm_provider};
 
+use super::asleep::Asleep;
 use super::capacity::Permit;
 use super::host::Host;
 use super::key::Key;
 use super::limits::Limits;
 use super::maintenance::{Janitor, Origins, Tended};
-use super::shared::{MakeRoom, REMEMBER_ORIGIN, Shared};
+use super::shared::{MakeRoom, Shared};
 use super::upkeep::GaveUp;
 
 /// What a pool is made of.
@@ -42,6 +43,8 @@ pub(crate) struct Pool {
 struct Registry {
     shared: Arc<Shared>,
     hosts: papaya::HashMap<Key, Arc<Host>>,
+    /// Origins that were among them. Whoever moves one holds this lock, so that it is in one of both.
+    asleep: Mutex<Asleep>,
     /// Origins with connections: of all that are known, those that could make room. Locked before the
     /// books of an origin, never after.
     populated: Mutex<HashSet<Key>>,
@@ -55,11 +58,12 @@ impl fmt::Debug for Pool {
         let shared = &self.registry.shared;
         write!(
             f,
-            "ConnectionPool({} of {} open, {} idle, {} waiting)",
+            "ConnectionPool({} of {} open, {} idle, {} waiting, {} origins asleep)",
             shared.capacity.open(),
             shared.limits.max_connections,
             shared.idle(),
             shared.waiting.load(Ordering::SeqCst),
+            lock(&self.registry.asleep).len(),
         )?;
         for host in self.registry.all() {
             write!(f, "\n  {host:?}")?;
@@ -74,6 +78,7 @@ impl Pool {
         let registry = Arc::new(Registry {
             shared: Arc::new(Shared::new(config.limits, Arc::new(config.deps))),
             hosts: papaya::HashMap::new(),
+            asleep: Mutex::default(),
             populated: Mutex::default(),
             janitors: Mutex::default(),
             identities: Identities::default(),
@@ -128,13 +133,14 @@ impl Pool {
         let upgraded = shared.upgraded.load(Ordering::SeqCst);
         let hosts = self.registry.all();
         let live: usize = hosts.iter().map(|host| host.live()).sum();
+        let tickets: usize = hosts.iter().map(|host| host.plan.tickets()).sum();
         ConnectionPoolStats {
             open: shared.capacity.open(),
             idle,
             active: live.saturating_sub(idle).saturating_sub(upgraded),
             upgraded,
             waiting: shared.waiting.load(Ordering::SeqCst),
-            tls_tickets: hosts.iter().map(|host| host.plan.tickets()).sum(),
+            tls_tickets: tickets + lock(&self.registry.asleep).tickets(),
             ..shared.counters.snapshot()
         }
     }
@@ -205,8 +211,14 @@ impl Registry {
         }
         let plan = Plan::new(key.origin(), key.options(), &self.identities)?;
         let janitor = self.janitor(&runtime);
-        let host = Host::new(key.clone(), plan, self.shared.clone(), janitor, runtime);
-        // Another may have been faster; then ours is dropped unused.
+        let mut asleep = lock(&self.asleep);
+        // Another may have been faster.
+        if let Some(host) = hosts.get(&key) {
+            return Ok(host.clone());
+        }
+        let lessons = asleep.wake(&key);
+        let shared = self.shared.clone();
+        let host = Host::new(key.clone(), plan, shared, janitor, runtime, lessons);
         Ok(hosts.get_or_insert(key, host).clone())
     }
 
@@ -238,24 +250,32 @@ impl Registry {
 impl Origins for Registry {
     fn of_runtime(&self, runtime: RuntimeId) -> Vec<Arc<dyn Tended>> {
         let hosts = self.hosts.pin();
-        let before = now().checked_sub(REMEMBER_ORIGIN);
+        let at = now();
         let mut tended: Vec<Arc<dyn Tended>> = Vec::new();
         for (key, host) in &hosts {
             if key.runtime() != runtime {
                 continue;
             }
-            if before.is_some_and(|before| host.remove_if_unused(before)) {
+            if let Some((lessons, last_used)) = host.fall_asleep(at) {
                 self.forget(host);
+                let mut asleep = lock(&self.asleep);
+                asleep.put(key.clone(), lessons, last_used);
                 hosts.remove(key);
             } else {
                 tended.push(host.clone());
             }
+        }
+        let forgotten = lock(&self.asleep).forget(at);
+        let janitor = lock(&self.janitors).get(&runtime).cloned();
+        if let (Some(next), Some(janitor)) = (forgotten, janitor) {
+            janitor.due_at(next);
         }
         tended
     }
 
     fn runtime_gone(&self, runtime: RuntimeId) {
         lock(&self.janitors).remove(&runtime);
+        lock(&self.asleep).forget_runtime(runtime);
         let hosts = self.hosts.pin();
         for (key, host) in &hosts {
             if key.runtime() == runtime {

@@ -182,9 +182,6 @@ impl Killer {
     }
 }
 
-/// Kept after its last connection closed: what the origin spoke, and its tickets.
-pub(crate) const REMEMBER_ORIGIN: Duration = Duration::from_secs(600);
-
 /// An origin that has connections gets the place of another's only when that has been idle for so long:
 /// two that are both busy would hand it to and fro, a handshake each time.
 pub(crate) const ROOM_AFTER: Duration = Duration::from_millis(100);

@@ -14,11 +14,13 @@ use crate::connection::{ConnectionId, ConnectionInfo, ConnectionLimits};
 use crate::error::Error;
 use crate::sync::lock;
 
+use super::asleep::{Lessons, SLEEPS_AFTER};
 use super::capacity::Permit;
+use super::habits::Habits;
 use super::host::{Denied, Host, Outcome};
 use super::lease::{H1Conn, H2Conn, Home};
 use super::maintenance::Tended;
-use super::shared::{REMEMBER_ORIGIN, ROOM_AFTER, pool_closed, runtime_gone};
+use super::shared::{ROOM_AFTER, pool_closed, runtime_gone};
 use super::state::{Idle, Minimum, Multiplexed, Waiter};
 use super::term::{Standing, announced_idle};
 
@@ -170,16 +172,28 @@ impl Host {
         books.live.iter().map(of).collect()
     }
 
-    /// Takes it off the books if nothing but memories is left since `before`.
-    pub(crate) fn remove_if_unused(&self, before: Instant) -> bool {
-        let books = lock(&self.books);
-        let unused = books.state.is_unused()
-            && books.state.last_used <= before
+    /// Takes it off the books if nothing but memories is left, and has been for long enough: gives those, and when it
+    /// was used last.
+    pub(super) fn fall_asleep(&self, now: Instant) -> Option<(Lessons, Instant)> {
+        let mut books = lock(&self.books);
+        let is_unused = books.state.is_unused()
+            && deadline(books.state.last_used, SLEEPS_AFTER) <= now
             && books.minimum() == Minimum::default();
-        if unused {
-            self.removed.store(true, Ordering::Release);
+        if !is_unused {
+            return None;
         }
-        unused
+        self.removed.store(true, Ordering::Release);
+        let state = &mut books.state;
+        let is_taught = self.is_taught.load(Ordering::Relaxed);
+        let habits = std::mem::take(&mut state.habits);
+        let lessons = Lessons {
+            dials: self.plan.taught(),
+            verdict: state.verdict,
+            stream_limit: state.stream_limit,
+            habits: (is_taught || habits != Habits::default()).then(|| Box::new(habits)),
+            is_calm: self.calm.load(Ordering::Relaxed),
+        };
+        Some((lessons, state.last_used))
     }
 
     /// Nobody finds it any more, whatever it still holds.
@@ -309,8 +323,8 @@ impl Tended for Host {
             let (overdue, next) = state.expire_idle(minimum, at, |conn| is_over(conn));
             let is_wanted = minimum != Minimum::default();
             let next = if state.is_unused() && overdue.is_empty() && !is_wanted {
-                let forgotten = deadline(state.last_used, REMEMBER_ORIGIN);
-                Some(next.map_or(forgotten, |next| next.min(forgotten)))
+                let sleeps = deadline(state.last_used, SLEEPS_AFTER);
+                Some(next.map_or(sleeps, |next| next.min(sleeps)))
             } else {
                 next
             };

@@ -16,6 +16,6 @@ mod verify;
 pub(crate) use config::{Alpn, Identities, OriginTls, warm_provider};
 pub(crate) use handshake::{HandshakeError, early_handshake, explain, handshake, late_facts};
 pub use options::{TlsOptions, TlsProvider, TlsVersion, danger};
-pub(crate) use session::RaceTickets;
 pub use session::TicketStore;
+pub(crate) use session::{OriginTickets, RaceTickets};
 pub use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
