@@ -54,6 +54,33 @@ async fn idle_connections_expire_to_the_millisecond_counted_from_their_last_requ
     }
 }
 
+/// The last frame of a body brings its end with it: whoever has it need not ask whether more comes.
+#[tokio::test(start_paused = true)]
+async fn connection_is_free_again_with_the_last_frame() {
+    for protocols in BOTH {
+        let sim = Sim::sound(protocols);
+        let pool = sim.pool(|pool| pool);
+        let client = sim::client(&pool, plain(protocols));
+        let mut response = client.get("/").send().await.unwrap();
+        assert_eq!(pool.stats().idle, 0, "{protocols:?}");
+        assert_eq!(response.chunk().await.unwrap().unwrap(), "ok");
+        assert_eq!(pool.stats().idle, 1, "{protocols:?}");
+        assert!(response.timing().is_complete());
+    }
+    // Without a body it is the head.
+    let sim = Sim::http2(|mut conn, _| async move {
+        conn.handshake(&[]).await;
+        let head = conn.read_kind(HEADERS).await.expect("a request");
+        conn.headers(head.stream, OK, true).await;
+        conn.closed_by_client().await;
+    });
+    let pool = sim.pool(|pool| pool);
+    let client = sim::client(&pool, plain(Protocols::Http2));
+    let response = client.get("/").send().await.unwrap();
+    assert_eq!(pool.stats().idle, 1);
+    assert!(response.timing().is_complete());
+}
+
 #[tokio::test(start_paused = true)]
 async fn last_one_in_is_the_first_one_out_and_the_oldest_goes_when_there_are_too_many() {
     let sim = Sim::sound(Protocols::Http1);

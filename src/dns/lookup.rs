@@ -515,7 +515,7 @@ mod tests {
     use crate::io::BoxFuture;
     use crate::origin::Origin;
     use std::future::Future;
-    use std::sync::atomic::{AtomicBool, AtomicUsize};
+    use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 
     const BOTH: Families = Families { v4: true, v6: true };
 
@@ -528,14 +528,14 @@ mod tests {
         asked: AtomicUsize,
         dead: AtomicBool,
         delay: Duration,
-        ttl: u64,
+        ttl: AtomicU64,
     }
 
     impl Scripted {
         fn new(ttl: u64) -> Self {
             Self(Arc::new(Script {
                 delay: Duration::from_millis(30),
-                ttl,
+                ttl: ttl.into(),
                 ..Script::default()
             }))
         }
@@ -564,7 +564,7 @@ mod tests {
                     Family::V4 => "10.0.0.1".parse().unwrap(),
                     Family::V6 => "fd00::1".parse().unwrap(),
                 };
-                let ttl = Duration::from_secs(script.ttl);
+                let ttl = Duration::from_secs(script.ttl.load(Ordering::SeqCst));
                 Ok(Answer::new(vec![ip], Some(ttl)))
             })
         }
@@ -582,8 +582,12 @@ mod tests {
 
     /// How long a look-up waited for both families, and what they were.
     async fn look(dns: &Arc<Dns>) -> (Duration, [Outcome; 2], DnsSource) {
+        look_up(dns, &host()).await
+    }
+
+    async fn look_up(dns: &Arc<Dns>, host: &Host) -> (Duration, [Outcome; 2], DnsSource) {
         let began = now();
-        let mut lookup = dns.lookup(&host(), BOTH);
+        let mut lookup = dns.lookup(host, BOTH);
         let (first, one) = lookup.next(false, false).await;
         let (_, other) = lookup.next(first == Family::V4, first == Family::V6).await;
         (now() - began, [one, other], lookup.source())
@@ -638,6 +642,25 @@ mod tests {
             // An hour, one question per 48 s and family.
             let asked = resolver.asked();
             assert!((2 * 74..=2 * 76).contains(&asked), "{asked}");
+        });
+    }
+
+    #[test]
+    fn name_with_a_short_life_is_kept_fresh_beside_one_with_a_long_one() {
+        paused(async {
+            let resolver = Scripted::new(300);
+            let dns = dns(&resolver);
+            let other = Origin::parse("https://other.test").unwrap();
+            let other = other.canonical_host();
+            let _ = look(&dns).await;
+            let _ = look(&dns).await;
+            resolver.0.ttl.store(20, Ordering::SeqCst);
+            let _ = look_up(&dns, other).await;
+            for _ in 0..60 {
+                let (waited, _, source) = look_up(&dns, other).await;
+                assert_eq!((waited, source), (Duration::ZERO, DnsSource::Cache));
+                tokio::time::sleep(Duration::from_secs(5)).await;
+            }
         });
     }
 
