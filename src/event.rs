@@ -327,6 +327,11 @@ impl RequestRecorder {
         }
     }
 
+    /// When it was over; until then when it began.
+    pub(crate) fn ended_at(&self) -> Instant {
+        self.timing.end
+    }
+
     /// When the read of the body began that goes on now; `None` if it has waited meanwhile.
     pub(crate) fn read_at(&self) -> Option<Instant> {
         self.read_at

@@ -163,7 +163,14 @@ impl Call {
     ) -> Poll<Option<Result<http_body::Frame<bytes::Bytes>, Error>>> {
         match &mut self.source {
             Source::Ended | Source::Tunnel(_) | Source::StreamTunnel(_) => Poll::Ready(None),
-            Source::H1(lease) => lease.http1().poll_body(cx),
+            Source::H1(lease) => {
+                let http1 = lease.http1();
+                let polled = http1.poll_body(cx);
+                if http1.was_at_hand() {
+                    self.recorder.emit(RequestEvent::AtHand);
+                }
+                polled
+            }
             Source::H2(body) => body.poll_body(cx, &mut self.recorder),
         }
     }
@@ -179,8 +186,11 @@ impl Call {
 
     /// The body has come to its end: the lease goes home before the caller looks at anything else.
     pub(super) fn finish(&mut self) {
-        self.source = Source::Ended;
         self.end();
+        match std::mem::replace(&mut self.source, Source::Ended) {
+            Source::H1(lease) => lease.give_back(self.recorder.ended_at()),
+            others => drop(others),
+        }
     }
 
     pub(super) fn fail(&mut self, error: Error) -> Error {

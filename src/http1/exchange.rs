@@ -78,6 +78,8 @@ pub(crate) struct Http1<S> {
     rtt: Option<Duration>,
     interrupt: Arc<Interrupt>,
     has_served: bool,
+    /// The last frame of a body was at hand: nothing had to be read for it.
+    was_at_hand: bool,
     buffer: BytesMut,
     state: State,
     keep_alive: Result<(), CloseReason>,
@@ -101,6 +103,7 @@ impl<S: Carrier> Http1<S> {
             interrupt: Arc::default(),
             forward,
             has_served: false,
+            was_at_hand: false,
             buffer: BytesMut::new(),
             state: State::Idle,
             keep_alive: Ok(()),
@@ -315,11 +318,17 @@ impl<S: Carrier> Http1<S> {
         })
     }
 
+    /// Nothing had to be read for the last frame of a body.
+    pub(crate) fn was_at_hand(&self) -> bool {
+        self.was_at_hand
+    }
+
     /// The next frame of the response body.
     pub(crate) fn poll_body(
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        self.was_at_hand = true;
         loop {
             let State::Body(decoder) = &mut self.state else {
                 return Poll::Ready(None);
@@ -451,6 +460,7 @@ impl<S: Carrier> Http1<S> {
 
     /// Reads for a body.
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        self.was_at_hand = false;
         self.interrupt.check()?;
         if self.buffer.capacity() - self.buffer.len() < READ_SIZE / 2 {
             let most = match &self.state {

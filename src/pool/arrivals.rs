@@ -130,7 +130,7 @@ impl Host {
                 self.hand_out(vec![(sender, Ok(grant))]);
             }
             None if early => self.establish(conn),
-            None => self.clone().check_in(conn),
+            None => self.clone().check_in(conn, now()),
         }
         self.drive();
         dial
@@ -172,7 +172,7 @@ impl Host {
             if let Ok(Ok(())) = established
                 && let Some(conn) = establishing.conn.take()
             {
-                establishing.host.clone().check_in(conn);
+                establishing.host.clone().check_in(conn, now());
             }
         });
     }

@@ -259,8 +259,7 @@ impl Host {
 }
 
 impl Home for Host {
-    fn check_in(self: Arc<Self>, mut conn: Box<H1Conn>) {
-        let at = now();
+    fn check_in(self: Arc<Self>, mut conn: Box<H1Conn>, at: Instant) {
         if self.shared.is_closed() {
             return self.close(conn, CloseReason::PoolClosed);
         }

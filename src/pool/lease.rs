@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use tokio::sync::Notify;
 
+use crate::clock::now;
 use crate::close_reason::CloseReason;
 use crate::connection::{ConnectionInfo, Stream};
 use crate::http1::Http1;
@@ -22,7 +23,7 @@ use super::term::Term;
 /// Where leases come from and go back to.
 pub(crate) trait Home: Send + Sync {
     /// An HTTP/1.1 connection is free again.
-    fn check_in(self: Arc<Self>, conn: Box<H1Conn>);
+    fn check_in(self: Arc<Self>, conn: Box<H1Conn>, at: Instant);
     /// An HTTP/1.1 connection cannot be used again.
     fn close(self: Arc<Self>, conn: Box<H1Conn>, why: CloseReason);
     /// A stream is over.
@@ -353,6 +354,21 @@ impl H1Lease {
         home.clone().drain(self);
     }
 
+    /// Gives it back as dropping it does; `at` is now.
+    pub(crate) fn give_back(mut self, at: Instant) {
+        self.release(at);
+    }
+
+    fn release(&mut self, at: Instant) {
+        let Some((conn, home)) = self.held.take() else {
+            return;
+        };
+        match conn.http1.reusable() {
+            Ok(()) => home.check_in(conn, at),
+            Err(why) => home.close(conn, why),
+        }
+    }
+
     /// Closes it for this reason.
     pub(crate) fn close(mut self, why: CloseReason) {
         if let Some((conn, home)) = self.held.take() {
@@ -381,12 +397,8 @@ impl H1Lease {
 
 impl Drop for H1Lease {
     fn drop(&mut self) {
-        let Some((conn, home)) = self.held.take() else {
-            return;
-        };
-        match conn.http1.reusable() {
-            Ok(()) => home.check_in(conn),
-            Err(why) => home.close(conn, why),
+        if self.held.is_some() {
+            self.release(now());
         }
     }
 }
