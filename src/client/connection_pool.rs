@@ -193,7 +193,7 @@ impl ConnectionPool {
     {
         let origin = origin.try_into()?;
         let route = Route::new(origin, self.defaults.connect.clone())?;
-        Ok(warm(&route.host(&self.pool)?, n).await)
+        Ok(warm(&route.awake(&self.pool)?, n).await)
     }
 
     /// The addresses of a host, as a request of this pool would find them: from the cache, by a query that it shares

@@ -77,7 +77,7 @@ impl Service<Uri> for HyperConnector {
         HyperConnecting(Box::pin(async move {
             let route = Route::new(Origin::from_uri(&uri)?, options)?;
             // Whoever speaks HTTP over it does not know that a proxy forwards.
-            let host = route.tunnelled().host(&pool)?;
+            let host = route.tunnelled().awake(&pool)?;
             let Dialled { info, stream } = host.dial_for_others().await?;
             Ok(TokioIo::new(HyperStream { info, stream }))
         }))

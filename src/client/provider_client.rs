@@ -74,7 +74,7 @@ impl Client {
     /// # Errors
     /// Invalid without a tokio runtime. What a dial failed with is in the report.
     pub async fn warm(&self, n: usize) -> Result<WarmReport, Error> {
-        let host = self.core.route.host(&self.core.pool)?;
+        let host = self.core.route.awake(&self.core.pool)?;
         Ok(warm(&host, n).await)
     }
 

@@ -211,6 +211,21 @@ impl Route {
     }
 }
 
+impl Route {
+    /// The origin in the pool, which does not fall asleep before it is used.
+    ///
+    /// # Errors
+    /// As [`host`](Self::host).
+    pub(crate) fn awake(&self, pool: &Pool) -> Result<Arc<Host>, Error> {
+        loop {
+            let host = self.host(pool)?;
+            if host.stay_awake() {
+                return Ok(host);
+            }
+        }
+    }
+}
+
 /// A call until its response has a head. Dropped before, it is counted all the same.
 struct Sending<'a> {
     /// Until the response takes it.
@@ -339,7 +354,13 @@ pub(crate) async fn send(
         let recorder = &mut call.recorder;
         let found = if fresh {
             // It takes its time in any case, and most requests need not carry the room for it.
-            Box::pin(acquire_fresh(find, may_be_early, recorder, limits)).await
+            Box::pin(acquire_fresh(
+                || route.awake(pool),
+                may_be_early,
+                recorder,
+                limits,
+            ))
+            .await
         } else {
             // A factory of bodies may have taken its time.
             let is_at_hand = call.body.as_ref().is_some_and(|b| b.as_bytes().is_some());

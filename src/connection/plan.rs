@@ -7,7 +7,6 @@ use crate::dns::Families;
 use crate::error::Error;
 use crate::origin::{Host, Origin};
 use crate::proxy::{Proxy, ProxyRules, ProxyScheme};
-use crate::sync::lock;
 use crate::tcp::TcpOptions;
 use crate::tls::{Alpn, Identities, OriginTickets, OriginTls, TlsOptions};
 
@@ -126,7 +125,7 @@ pub(crate) struct Plan {
 /// What dials to an origin taught.
 #[derive(Debug, Default)]
 pub(crate) struct Taught {
-    memory: Memory,
+    memory: Arc<Mutex<Memory>>,
     tickets: Option<Arc<OriginTickets>>,
     of_proxy: Option<Arc<OriginTickets>>,
 }
@@ -216,15 +215,18 @@ impl Plan {
         }
     }
 
-    /// What dials taught, for a later plan to the same origin. Whoever takes it makes no more use of this one.
+    /// What dials taught, for a later plan to the same origin.
     pub(crate) fn taught(&self) -> Taught {
-        let tickets = |tls: &OriginTls| tls.tickets.clone().filter(|tickets| tickets.len() > 0);
+        // Somebody may dial for himself and write into them still.
+        let is_blank =
+            |tickets: &Arc<OriginTickets>| tickets.is_blank() && Arc::strong_count(tickets) <= 2;
+        let tickets = |tls: &OriginTls| tls.tickets.clone().filter(|tickets| !is_blank(tickets));
         let of_proxy = match &self.first_hop {
             FirstHop::Proxy(hop) => hop.tls.as_ref().and_then(tickets),
             FirstHop::Origin | FirstHop::Unix(_) => None,
         };
         Taught {
-            memory: std::mem::take(&mut *lock(&self.memory)),
+            memory: self.memory.clone(),
             tickets: match &self.security {
                 Security::Tls(tls) => tickets(tls),
                 Security::Plain => None,
@@ -234,7 +236,7 @@ impl Plan {
     }
 
     pub(crate) fn recall(&mut self, taught: Taught) {
-        self.memory = Arc::new(Mutex::new(taught.memory));
+        self.memory = taught.memory;
         if let (Some(tickets), Security::Tls(tls)) = (taught.tickets, &mut self.security) {
             tls.tickets = Some(tickets);
         }

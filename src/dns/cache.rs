@@ -314,6 +314,16 @@ impl Cache {
         }
     }
 
+    /// The name was used.
+    pub(crate) fn mark_used(&mut self, name: &str, family: Family) {
+        let known = self.names.get_mut(name);
+        match known.and_then(|known| known.entry(family).as_mut()) {
+            Some(Entry::Addresses(found)) => found.used = true,
+            Some(Entry::Nothing(nothing)) => nothing.used = true,
+            None => {}
+        }
+    }
+
     fn clamp(&self, ttl: Option<Duration>) -> Duration {
         // RFC 2181 §8: a time to live with the top bit set counts as zero.
         const TOP_BIT: Duration = Duration::from_secs(1 << 31);

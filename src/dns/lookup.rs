@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
@@ -135,15 +136,23 @@ impl Dns {
             return;
         };
         let mut uses = lock(&self.uses);
-        if uses
-            .names
-            .get(name)
-            .is_some_and(|known| known.strong_count() <= 1)
-        {
-            uses.names.remove(name);
-        }
+        let is_last = |known: &Weak<NameUse>| known.strong_count() <= 1;
+        let last = if uses.names.get(name).is_some_and(is_last) {
+            uses.names.remove(name)
+        } else {
+            None
+        };
         if is_roomy(uses.names.capacity(), uses.names.len()) {
             uses.names.shrink_to_fit();
+        }
+        drop(uses);
+        // That it was in use is known to the cache from here on.
+        if let Some(last) = last.and_then(|last| last.upgrade()) {
+            for family in [Family::V4, Family::V6] {
+                if last.take(family) {
+                    lock(&self.cache).mark_used(name, family);
+                }
+            }
         }
     }
 
@@ -245,16 +254,16 @@ impl Dns {
     /// Sees to it that a name which has an answer is asked for anew before that expires.
     fn keep_fresh(self: &Arc<Self>, name: Arc<str>, family: Family) {
         let due = lock(&self.cache).next_refresh(&name, family);
-        let presence = due.and_then(|at| self.keeping.keep((name, family), at));
+        let presence = due.and_then(|at| self.keeping.keep((name, family), at, now()));
         if let Some(presence) = presence {
             tokio::spawn(keep_names_fresh(Arc::downgrade(self), presence));
         }
     }
 
     /// Asks for the names that are due and in use; of the others nobody thinks any more. When the next one is due.
-    fn refresh_what_is_due(self: &Arc<Self>) -> Option<Instant> {
+    fn refresh_what_is_due(self: &Arc<Self>, task: &Presence) -> Option<Instant> {
         loop {
-            let key = match self.keeping.next(now()) {
+            let key = match self.keeping.next(task, now()) {
                 Due::Now(key) => key,
                 Due::At(at) => return Some(at),
                 Due::Never => return None,
@@ -268,7 +277,9 @@ impl Dns {
                     // Its next answer brings it back.
                     self.keeping.forget(&key);
                     if due.is_some() && self.take_used(name, *family) {
-                        self.refresh(name, *family);
+                        // A resolver that panics must not take the other names with it.
+                        let refresh = || drop(self.refresh(name, *family));
+                        let _panicked = catch_unwind(AssertUnwindSafe(refresh));
                     }
                 }
             }
@@ -344,7 +355,7 @@ async fn keep_names_fresh(dns: Weak<Dns>, presence: Presence) {
     let keeping = &presence.keeping;
     loop {
         let next = match dns.upgrade() {
-            Some(dns) => dns.refresh_what_is_due(),
+            Some(dns) => dns.refresh_what_is_due(&presence),
             None => return,
         };
         let Some(at) = next else { return };
@@ -527,6 +538,8 @@ mod tests {
     struct Script {
         asked: AtomicUsize,
         dead: AtomicBool,
+        /// Over every name but one.
+        panics: AtomicBool,
         delay: Duration,
         ttl: AtomicU64,
     }
@@ -550,10 +563,11 @@ mod tests {
     impl Resolve for Scripted {
         fn resolve(
             &self,
-            _: &str,
+            name: &str,
             family: Family,
         ) -> BoxFuture<'static, Result<Answer, ResolveError>> {
             let script = self.0.clone();
+            assert!(name == "api.test" || !script.panics.load(Ordering::SeqCst));
             Box::pin(async move {
                 script.asked.fetch_add(1, Ordering::SeqCst);
                 if script.dead.load(Ordering::SeqCst) {
@@ -678,6 +692,41 @@ mod tests {
             }
             let (waited, _, source) = look(&dns).await;
             assert_eq!((waited, source), (Duration::ZERO, DnsSource::Cache));
+        });
+    }
+
+    #[test]
+    fn name_was_used_though_its_origin_sleeps_by_now() {
+        paused(async {
+            let resolver = Scripted::new(300);
+            let dns = dns(&resolver);
+            let in_use = dns.name_use(&host()).unwrap();
+            let _ = look(&dns).await;
+            in_use.mark();
+            dns.forget_use(&host());
+            drop(in_use);
+            tokio::time::sleep(Duration::from_secs(400)).await;
+            let (waited, _, source) = look(&dns).await;
+            assert_eq!((waited, source), (Duration::ZERO, DnsSource::Cache));
+        });
+    }
+
+    #[test]
+    fn resolver_that_panics_over_one_name_leaves_the_others_fresh() {
+        paused(async {
+            let resolver = Scripted::new(20);
+            let dns = dns(&resolver);
+            let other = Origin::parse("https://other.test").unwrap();
+            let other = other.canonical_host();
+            let _ = look_up(&dns, other).await;
+            let _ = look_up(&dns, other).await;
+            let _ = look(&dns).await;
+            resolver.0.panics.store(true, Ordering::SeqCst);
+            for _ in 0..20 {
+                let (waited, _, source) = look(&dns).await;
+                assert_eq!((waited, source), (Duration::ZERO, DnsSource::Cache));
+                tokio::time::sleep(Duration::from_secs(5)).await;
+            }
         });
     }
 

@@ -174,6 +174,14 @@ impl Shared {
         self.late.load(Ordering::Acquire)
     }
 
+    /// Lets the task begin, see [`Http2::open`].
+    pub(super) fn open(&self) {
+        if !self.tap.is_open() {
+            self.tap.open();
+            self.inbox.bell.wake();
+        }
+    }
+
     /// A request was told that there are no new streams: nobody else shall come here.
     pub(super) fn refuse(&self) {
         self.slots.suspect();
@@ -204,10 +212,7 @@ impl Http2 {
     /// one. Until then nothing leaves, so that the first request leaves with the handshake's last
     /// flight.
     pub(crate) fn open(&self) {
-        if !self.shared.tap.is_open() {
-            self.shared.tap.open();
-            self.shared.inbox.bell.wake();
-        }
+        self.shared.open();
     }
 
     /// The peer's SETTINGS have arrived, and what they say holds.

@@ -62,7 +62,7 @@ impl Http2 {
     /// # Errors
     /// Kind ConnectionLost, Refused or Protocol; the request was not sent.
     pub(crate) fn start<L: Send + 'static>(
-        mut self,
+        self,
         request: Outgoing<impl FnOnce() -> Request<()>>,
         body: &mut Option<Body>,
         recorder: &RequestRecorder,
@@ -75,17 +75,11 @@ impl Http2 {
             let protocol = h2::ext::Protocol::from(&*protocol);
             head.extensions_mut().insert(protocol);
         }
-        let shared = &self.shared;
-        // A connection that has ended, or is about to, says so here: the request was never sent.
-        let not_sent = |e: h2::Error| {
-            shared.refuse();
-            fail::describe(e, &shared.tap, Phase::Send, ReplaySafety::NotSent)
-        };
-        let send = &mut self.send;
+        let Self { mut send, shared } = self;
         // A handle of one's own has sent nothing that it could be waiting for: it is ready.
         let open = || send.send_request(head, is_empty);
         let at = recorder.acquired_at().unwrap_or_else(now);
-        let mut hold = Hold::open(open, shared.clone(), lease, at).map_err(not_sent)?;
+        let mut hold = Hold::open(open, shared, lease, at)?;
         let mut upload = Upload::new(body.take().unwrap_or_default(), request.length);
         let expect = request.expect.filter(|_| !upload.is_done());
         if expect.is_none() && !upload.is_done() {
@@ -98,7 +92,7 @@ impl Http2 {
             }
         }
         hold.is_sent = upload.is_complete() && !is_connect;
-        self.open();
+        hold.shared.open();
         Ok(Exchange {
             hold,
             upload,

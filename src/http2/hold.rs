@@ -8,9 +8,12 @@ use h2::SendStream;
 use h2::client::ResponseFuture;
 
 use crate::clock::now;
+use crate::error::{Error, ReplaySafety};
+use crate::timing::Phase;
 
 use super::abandoned::Orphan;
 use super::driver::Shared;
+use super::fail;
 use super::stream::Stream;
 
 /// Held from the moment when the request was given to h2. `L` is its slot under the peer's limit, given
@@ -28,19 +31,27 @@ pub(super) struct Hold<L: Send + 'static> {
 impl<L: Send + 'static> Hold<L> {
     /// Opens a stream and enters it in the books, before anything of it can be answered: the lock of the
     /// books is taken before that of h2.
+    ///
+    /// # Errors
+    /// Kind ConnectionLost, Refused or Protocol: the connection has ended, or is about to, and nothing was sent.
     pub(super) fn open(
         open: impl FnOnce() -> Result<(ResponseFuture, SendStream<Bytes>), h2::Error>,
         shared: Arc<Shared>,
         lease: L,
         at: Instant,
-    ) -> Result<Self, h2::Error> {
-        let stream = {
+    ) -> Result<Self, Error> {
+        let opened = {
             let mut accounts = shared.ledger.enter();
-            let (response, send) = open()?;
-            let stream = Arc::new(Stream::new(response, send));
-            accounts.unread.open(stream.id(), stream.clone(), at);
-            stream
+            open().map(|(response, send)| {
+                let stream = Arc::new(Stream::new(response, send));
+                accounts.unread.open(stream.id(), stream.clone(), at);
+                stream
+            })
         };
+        let stream = opened.map_err(|error| {
+            shared.refuse();
+            fail::describe(error, &shared.tap, Phase::Send, ReplaySafety::NotSent)
+        })?;
         Ok(Self {
             stream,
             shared,

@@ -323,6 +323,7 @@ impl Host {
             let mut books = lock(&self.books);
             let state = &mut books.state;
             let dial = state.dial_ended(id);
+            state.last_used = at;
             let failed = if is_abandoned {
                 // Its runtime ends: a further dial would be dropped just the same.
                 state.all_waiters()

@@ -37,6 +37,8 @@ pub(super) struct Lessons {
 #[derive(Debug, Default)]
 pub(super) struct Asleep {
     origins: HashMap<Key, Sleeper>,
+    /// None is forgotten earlier.
+    earliest: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -54,6 +56,8 @@ impl Sleeper {
 impl Asleep {
     pub(super) fn put(&mut self, key: Key, lessons: Lessons, last_used: Instant) {
         let sleeper = Sleeper { lessons, last_used };
+        let earliest = self.earliest.into_iter().chain([sleeper.forgotten_at()]);
+        self.earliest = earliest.min();
         self.origins.insert(key, sleeper);
     }
 
@@ -62,10 +66,14 @@ impl Asleep {
         Some(self.origins.remove(key)?.lessons)
     }
 
-    /// Forgets those whose time is over. When the next one's is.
+    /// Forgets those whose time is over. When the next one's is, or earlier.
     pub(super) fn forget(&mut self, now: Instant) -> Option<Instant> {
-        self.retain(|_, sleeper| sleeper.forgotten_at() > now);
-        self.origins.values().map(Sleeper::forgotten_at).min()
+        // Nobody looks through all of them for nothing: whoever wakes one waits meanwhile.
+        if self.earliest.is_some_and(|earliest| earliest <= now) {
+            self.retain(|_, sleeper| sleeper.forgotten_at() > now);
+            self.earliest = self.origins.values().map(Sleeper::forgotten_at).min();
+        }
+        self.earliest
     }
 
     pub(super) fn forget_runtime(&mut self, runtime: RuntimeId) {

@@ -345,6 +345,13 @@ impl Host {
         reused(&conn.info)
     }
 
+    /// Keeps it awake for whoever is about to use it; false if it sleeps already, and must be looked up again.
+    pub(crate) fn stay_awake(&self) -> bool {
+        let mut books = lock(&self.books);
+        books.state.last_used = now();
+        !self.is_removed()
+    }
+
     /// Nobody finds it any more.
     pub(crate) fn is_removed(&self) -> bool {
         self.removed.load(Ordering::Acquire)

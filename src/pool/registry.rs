@@ -20,7 +20,7 @@ use crate::origin::Origin;
 use crate::sync::lock;
 use crate::tls::{Identities, TlsOptions, warm_provider};
 
-use super::asleep::Asleep;
+use super::asleep::{Asleep, SLEEPS_AFTER};
 use super::capacity::Permit;
 use super::host::Host;
 use super::key::Key;
@@ -56,6 +56,7 @@ impl fmt::Debug for Pool {
     /// One line per origin.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let shared = &self.registry.shared;
+        let asleep = lock(&self.registry.asleep).len();
         write!(
             f,
             "ConnectionPool({} of {} open, {} idle, {} waiting, {} origins asleep)",
@@ -63,7 +64,7 @@ impl fmt::Debug for Pool {
             shared.limits.max_connections,
             shared.idle(),
             shared.waiting.load(Ordering::SeqCst),
-            lock(&self.registry.asleep).len(),
+            asleep,
         )?;
         for host in self.registry.all() {
             write!(f, "\n  {host:?}")?;
@@ -218,8 +219,12 @@ impl Registry {
         }
         let lessons = asleep.wake(&key);
         let shared = self.shared.clone();
-        let host = Host::new(key.clone(), plan, shared, janitor, runtime, lessons);
-        Ok(hosts.get_or_insert(key, host).clone())
+        let host = Host::new(key.clone(), plan, shared, janitor.clone(), runtime, lessons);
+        let host = hosts.get_or_insert(key, host).clone();
+        drop(asleep);
+        // It may have been looked up for nothing.
+        janitor.due_at(deadline(now(), SLEEPS_AFTER));
+        Ok(host)
     }
 
     fn janitor(self: &Arc<Self>, runtime: &Handle) -> Arc<Janitor> {

@@ -32,6 +32,12 @@ struct Kept {
 }
 
 impl OriginTickets {
+    /// They know nothing, not even the group that the origin took last.
+    pub(crate) fn is_blank(&self) -> bool {
+        let kept = lock(&self.kept);
+        kept.group.is_none() && kept.tls13.is_empty() && kept.tls12.is_none()
+    }
+
     /// Tickets that are there now, a TLS 1.2 session included.
     pub(crate) fn len(&self) -> usize {
         let kept = lock(&self.kept);
