@@ -52,6 +52,8 @@ struct Manner {
     holds: Arc<AtomicBool>,
     /// So long until a PING is answered, in milliseconds.
     pong_takes: Arc<AtomicUsize>,
+    /// The same for a request.
+    answer_takes: Arc<AtomicUsize>,
 }
 
 async fn peer(mut conn: H2Conn, index: usize, log: Log, manner: Manner) {
@@ -65,6 +67,7 @@ async fn peer(mut conn: H2Conn, index: usize, log: Log, manner: Manner) {
         match frame.kind {
             HEADERS => {
                 log.note(index, "HEADERS");
+                sleep(millis(manner.answer_takes.load(Ordering::SeqCst) as u64)).await;
                 if !manner.holds.load(Ordering::SeqCst) {
                     conn.headers(frame.stream, OK, false).await;
                     conn.data(frame.stream, "ok", true).await;
@@ -129,6 +132,30 @@ async fn idle_connection_is_never_asked_and_the_first_request_after_ten_seconds_
     assert_eq!(stage.log.of(0, "PING"), [289_000]);
     assert_eq!(stage.log.of(0, "HEADERS"), [0, 9_000, 289_000]);
     assert_eq!(stage.sim.dials(), 1);
+}
+
+/// An answered PING puts the next one off for as long as the peer says nothing else: what it says begins a new silence.
+#[tokio::test(start_paused = true)]
+async fn every_silence_is_asked_into_though_the_last_answer_came_before_the_response() {
+    let stage = stage();
+    get(&stage.client).await;
+    stage.manner.answer_takes.store(50, Ordering::SeqCst);
+    sleep(millis(20_000)).await;
+    get(&stage.client).await;
+    assert_eq!(stage.log.of(0, "PING"), [20_000]);
+    sleep(millis(15_000)).await;
+    get(&stage.client).await;
+    assert_eq!(stage.log.of(0, "PING"), [20_000, 35_050]);
+    // And with a stream that waits.
+    stage.manner.answer_takes.store(0, Ordering::SeqCst);
+    stage.manner.holds.store(true, Ordering::SeqCst);
+    let waiting = tokio::spawn({
+        let client = stage.client.clone();
+        async move { client.get("/").send().await.map(drop) }
+    });
+    sleep(millis(12_000)).await;
+    assert_eq!(stage.log.of(0, "PING"), [20_000, 35_050, 45_100]);
+    waiting.abort();
 }
 
 #[tokio::test(start_paused = true)]

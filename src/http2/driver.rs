@@ -541,9 +541,12 @@ impl Pulse {
         }
     }
 
-    /// The alarm will ring: until then there is nothing to ask, since whatever is heard meanwhile only puts it off.
-    fn will_ring(&self, alarm: Pin<&Sleep>) -> bool {
-        self.alarm == Alarm::Armed && !alarm.is_elapsed()
+    /// The alarm will ring: until then there is nothing to ask, since whatever is heard meanwhile only puts it off. Not
+    /// so once a PING is forgiven that had put it off for longer.
+    fn will_ring(&self, alarm: Pin<&Sleep>, shared: &Shared) -> bool {
+        self.alarm == Alarm::Armed
+            && !alarm.is_elapsed()
+            && !self.health.is_forgiven(shared.tap.progress())
     }
 
     /// Queues a PING if it is time for one.
@@ -559,7 +562,7 @@ impl Pulse {
         if self.health.is_waiting() {
             return;
         }
-        if !is_doubted && (self.will_ring(alarm) || shared.slots.in_use() == 0) {
+        if !is_doubted && (self.will_ring(alarm, shared) || shared.slots.in_use() == 0) {
             return;
         }
         let sight = self.sight(shared, is_doubted);
@@ -607,8 +610,11 @@ impl Pulse {
         watch: &impl Watch,
     ) -> Poll<()> {
         loop {
-            if self.will_ring(alarm.as_ref()) {
+            if self.will_ring(alarm.as_ref(), shared) {
                 return Poll::Pending;
+            }
+            if self.health.is_forgiven(shared.tap.progress()) {
+                self.alarm = Alarm::Off;
             }
             if self.alarm != Alarm::Off {
                 if alarm.as_mut().poll(cx).is_pending() {

@@ -112,6 +112,12 @@ impl Health {
         asked.is_some_and(|reached| heard > reached)
     }
 
+    /// The peer has said something of a request since the last PING was sent, which is answered: the next one may be due
+    /// earlier than that one allowed.
+    pub(super) fn is_forgiven(&self, progress: Instant) -> bool {
+        self.asked.is_none() && self.last_ping.is_some_and(|ping| progress >= ping)
+    }
+
     /// The answer came.
     pub(super) fn answered(&mut self) {
         self.asked = None;
@@ -149,7 +155,7 @@ impl Health {
                 Advice::Wait(Some(late_at))
             };
         }
-        if self.last_ping.is_some_and(|ping| progress >= ping) {
+        if self.is_forgiven(progress) {
             self.pings = 0;
             self.last_ping = None;
         }

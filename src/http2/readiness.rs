@@ -65,7 +65,8 @@ impl Readiness {
             return false;
         }
         self.is_awaited = false;
-        self.call.was_called.store(false, Ordering::Release);
+        // A swap, for it must be done before the read looks: a call that comes between is not to be overwritten.
+        self.call.was_called.swap(false, Ordering::AcqRel);
         true
     }
 

@@ -62,6 +62,8 @@ impl<L: Send + 'static> RecvBody<L> {
         cx: &mut Context<'_>,
         recorder: &mut RequestRecorder,
     ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        // Time that the request's own body takes is not the caller's.
+        let had_upload = self.upload.is_some();
         if let Err(error) = self.poll_upload(cx, recorder) {
             self.end();
             let error = error
@@ -77,7 +79,9 @@ impl<L: Send + 'static> RecvBody<L> {
                 Some(Ok((data, is_over))) => {
                     hold.taken(data.len(), recorder.read_at().unwrap_or_else(now));
                     self.is_over = is_over;
-                    recorder.emit(RequestEvent::AtHand);
+                    if !had_upload {
+                        recorder.emit(RequestEvent::AtHand);
+                    }
                     return Poll::Ready(Some(Ok(Frame::data(data))));
                 }
                 Some(Err(e)) => return Poll::Ready(Some(Err(self.failed(e)))),

@@ -22,6 +22,7 @@ use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::task::coop;
 
 use crate::clock::now;
 use crate::error::escape_peer_text;
@@ -365,7 +366,8 @@ impl<S: Carrier> Tap<S> {
         buf.put_slice(self.scanner.held());
         let mut cx = self.readiness.context(cx);
         let read = Pin::new(&mut self.io).poll_read(&mut cx, buf);
-        if read.is_pending() {
+        // A task that has used its turn up is told that there is nothing.
+        if read.is_pending() && coop::has_budget_remaining() {
             self.readiness.found_nothing();
         }
         if !matches!(read, Poll::Ready(Ok(()))) {

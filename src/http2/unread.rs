@@ -98,13 +98,15 @@ pub(crate) struct Arrival {
     heads: u16,
     /// The first DATA frame has come.
     is_over: bool,
+    /// And one that h2 is shown: those without content are not.
+    has_data: bool,
 }
 
 impl Arrival {
     /// Whether the next head that h2 hands out is the final one, where so many informational ones were handed out:
     /// what DATA follows is a final head.
     pub(crate) fn is_final(&self, informational: u32) -> bool {
-        self.is_over && u32::from(self.heads) == informational + 1
+        self.has_data && u32::from(self.heads) == informational + 1
     }
 
     /// When the final head began to arrive, after so many informational ones.
@@ -191,6 +193,7 @@ impl<S: Clone> Unread<S> {
             return false;
         };
         account.head.is_over = true;
+        account.head.has_data = true;
         if account.reader.is_some() && bytes > 0 {
             account.bytes += bytes;
             account.cost += bytes + FRAME_COST;
