@@ -195,7 +195,7 @@ impl Host {
             let term = self.term(&books, &info);
             let killer = Killer::Http2(handle.killer());
             let tenure = Self::enter(&mut books, &info, killer, term);
-            let conn = Arc::new(H2Conn::new(handle, info, term, tenure));
+            let conn = Arc::new(H2Conn::new(handle, info, term, tenure, &self.janitor));
             let state = &mut books.state;
             let mut dial = state.dial_ended(id);
             if let Some(whom) = dial.as_mut().and_then(|dial| dial.what.reserved.take()) {

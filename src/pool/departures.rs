@@ -29,9 +29,9 @@ impl Host {
     /// An HTTP/2 connection has no streams now.
     pub(super) fn went_idle(self: &Arc<Self>, conn: &Arc<H2Conn>) {
         let at = now();
-        conn.set_idle_since(at);
-        let expires = deadline(at, self.shared_expiry(at));
-        self.janitor.due_at(expires);
+        let nanos = self.janitor.nanos(at);
+        conn.set_idle_since(nanos);
+        self.janitor.due_after(nanos, self.shared_expiry(at));
         if self.gives_way() {
             self.retire_idle(conn, CloseReason::MadeRoom);
         }

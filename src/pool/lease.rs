@@ -17,6 +17,7 @@ use crate::http2::{Doubter, Http2, Released, Taken};
 use crate::io::AttendUpload;
 
 use super::capacity::Permit;
+use super::maintenance::Janitor;
 use super::state::{Multiplexed, Pulse};
 use super::term::Term;
 
@@ -197,7 +198,9 @@ pub(crate) struct H2Conn {
     pub(crate) tenure: Arc<Tenure>,
     /// Streams given out so far. Changed under the lock of the books.
     given: AtomicU64,
+    /// By the janitor's clock.
     idle_since: AtomicU64,
+    base: Instant,
 }
 
 impl fmt::Debug for H2Conn {
@@ -212,8 +215,11 @@ impl H2Conn {
         info: ConnectionInfo,
         term: Term,
         tenure: Arc<Tenure>,
+        janitor: &Janitor,
     ) -> Self {
         Self {
+            idle_since: AtomicU64::new(janitor.nanos(info.ready_at())),
+            base: janitor.base(),
             tenure,
             given: AtomicU64::new(0),
             handle,
@@ -221,7 +227,6 @@ impl H2Conn {
             why: Arc::default(),
             settled: Arc::default(),
             term,
-            idle_since: AtomicU64::new(0),
         }
     }
 
@@ -237,9 +242,8 @@ impl H2Conn {
             .is_some_and(|most| self.given() >= most)
     }
 
-    pub(crate) fn set_idle_since(&self, now: Instant) {
-        let age = now.saturating_duration_since(self.info.ready_at());
-        let nanos = u64::try_from(age.as_nanos()).unwrap_or(u64::MAX);
+    /// Since so many nanoseconds of the janitor's.
+    pub(crate) fn set_idle_since(&self, nanos: u64) {
         self.idle_since.store(nanos, Ordering::Release);
     }
 
@@ -250,7 +254,7 @@ impl H2Conn {
 
     /// The end of its last stream, or its birth.
     pub(crate) fn idle_since(&self) -> Instant {
-        self.info.ready_at() + Duration::from_nanos(self.idle_since.load(Ordering::Acquire))
+        self.base + Duration::from_nanos(self.idle_since.load(Ordering::Acquire))
     }
 }
 

@@ -57,7 +57,16 @@ impl Janitor {
 
     /// Something is due at `at`. Costs a load unless it is due before everything else.
     pub(crate) fn due_at(&self, at: Instant) {
-        let at = self.nanos(at);
+        self.due(self.nanos(at));
+    }
+
+    /// The same, so long after a time of [its own](Self::nanos).
+    pub(super) fn due_after(&self, since: u64, after: Duration) {
+        let after = u64::try_from(after.as_nanos()).unwrap_or(NEVER);
+        self.due(since.saturating_add(after).min(NEVER - 1));
+    }
+
+    fn due(&self, at: u64) {
         if at < self.next.load(Ordering::SeqCst) && at < self.next.fetch_min(at, Ordering::SeqCst) {
             self.notify.notify_one();
         }
@@ -125,7 +134,12 @@ impl Janitor {
         }
     }
 
-    fn nanos(&self, at: Instant) -> u64 {
+    /// What its times are counted from.
+    pub(super) fn base(&self) -> Instant {
+        self.base
+    }
+
+    pub(super) fn nanos(&self, at: Instant) -> u64 {
         let since = at.saturating_duration_since(self.base);
         u64::try_from(since.as_nanos()).unwrap_or(NEVER - 1)
     }
