@@ -184,6 +184,19 @@ impl Route {
         self
     }
 
+    /// The origin in the pool, which does not fall asleep before it is used.
+    ///
+    /// # Errors
+    /// As [`host`](Self::host).
+    pub(crate) fn awake(&self, pool: &Pool) -> Result<Arc<Host>, Error> {
+        loop {
+            let host = self.host(pool)?;
+            if host.stay_awake() {
+                return Ok(host);
+            }
+        }
+    }
+
     /// The origin in the pool, for the runtime we are on.
     ///
     /// # Errors
@@ -208,21 +221,6 @@ impl Route {
             host: Arc::downgrade(&host),
         })));
         Ok(host)
-    }
-}
-
-impl Route {
-    /// The origin in the pool, which does not fall asleep before it is used.
-    ///
-    /// # Errors
-    /// As [`host`](Self::host).
-    pub(crate) fn awake(&self, pool: &Pool) -> Result<Arc<Host>, Error> {
-        loop {
-            let host = self.host(pool)?;
-            if host.stay_awake() {
-                return Ok(host);
-            }
-        }
     }
 }
 
