@@ -98,24 +98,16 @@ impl Body {
         }
     }
 
-    /// A body for one attempt, and what remains for a further one (`None`: this was the only one).
-    pub(crate) fn for_attempt(self) -> (Self, Option<Self>) {
-        match self.kind {
-            Kind::Bytes(bytes) => (Self::from(bytes.clone()), Some(Self::from(bytes))),
-            Kind::Factory(make) => {
-                let mut body = make();
+    /// The body for one attempt; what remains is for a further one (`None`: this was the only one).
+    pub(crate) fn for_attempt(body: &mut Option<Self>) -> Self {
+        match body.as_ref().map(|body| &body.kind) {
+            Some(Kind::Bytes(bytes)) => Self::from(bytes.clone()),
+            Some(Kind::Factory(make)) => match make().kind {
                 // A factory that makes factories would never end; one level is unwrapped.
-                if let Kind::Factory(inner) = body.kind {
-                    body = inner();
-                }
-                (
-                    body,
-                    Some(Self {
-                        kind: Kind::Factory(make),
-                    }),
-                )
-            }
-            Kind::Stream { .. } => (self, None),
+                Kind::Factory(inner) => inner(),
+                kind => Self { kind },
+            },
+            Some(Kind::Stream { .. }) | None => body.take().unwrap_or_default(),
         }
     }
 
@@ -296,25 +288,31 @@ mod tests {
 
     #[test]
     fn bytes_and_factories_serve_a_second_attempt_and_streams_do_not() {
-        let (first, rest) = Body::from("abc").for_attempt();
+        let attempt = |body: Body| {
+            let mut rest = Some(body);
+            (Body::for_attempt(&mut rest), rest)
+        };
+        let (first, rest) = attempt(Body::from("abc"));
         assert_eq!(first.as_bytes().unwrap(), "abc");
         assert_eq!(rest.unwrap().as_bytes().unwrap(), "abc");
 
-        let (first, rest) = Body::factory(|| Body::from("x")).for_attempt();
+        let (first, rest) = attempt(Body::factory(|| Body::from("x")));
         assert_eq!(first.as_bytes().unwrap(), "x");
+        let nested = Body::factory(|| Body::factory(|| Body::from("y")));
+        assert_eq!(attempt(nested).0.as_bytes().unwrap(), "y");
         assert!(rest.is_some());
 
         let same = Body::wrap(Body::from("abc"));
         assert_eq!(same.as_bytes().unwrap(), "abc");
         let ended = Body::wrap(http_body_util::Empty::<Bytes>::new());
-        assert!(ended.for_attempt().1.is_some());
+        assert!(attempt(ended).1.is_some());
 
         let text = Body::wrap("text".to_owned());
         assert_eq!(text.as_bytes().unwrap(), "text");
 
         let stream = Body::wrap(http_body_util::Full::new(Bytes::from("s")));
         assert_eq!(stream.exact_len(), Some(1));
-        let (mut first, rest) = stream.for_attempt();
+        let (mut first, rest) = attempt(stream);
         assert!(rest.is_none() && !first.is_touched());
         let mut cx = Context::from_waker(std::task::Waker::noop());
         assert!(first.poll_next(&mut cx).is_ready());

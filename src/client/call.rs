@@ -100,9 +100,7 @@ impl Call {
 
     /// The next attempt's body, as far as there is one.
     pub(super) fn take_body(&mut self) {
-        let (of_attempt, rest) = self.body.take().unwrap_or_default().for_attempt();
-        self.attempt_body = Some(of_attempt);
-        self.body = rest;
+        self.attempt_body = Some(Body::for_attempt(&mut self.body));
     }
 
     /// The attempt's response is not the call's.

@@ -245,7 +245,8 @@ impl<L: Send + 'static> Exchange<L> {
             }
             let response = ready!(Pin::new(response).poll(cx)).map(|response| {
                 let (head, body) = response.into_parts();
-                let is_all = body.is_end_stream();
+                // Where DATA has come it is not.
+                let is_all = may_be_informational && body.is_end_stream();
                 parts.recv = Recv::Body(body);
                 (http::Response::from_parts(head, ()), is_all)
             });

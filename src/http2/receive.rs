@@ -25,12 +25,11 @@ pub(crate) struct RecvBody<L: Send + 'static> {
     /// A request body that outlives the response head (RFC 9113 §8.1 allows both ways at once).
     upload: Option<Box<Upload>>,
     data_done: bool,
-    /// Nothing comes behind what was handed out.
+    /// The response has no more than its head.
     is_over: bool,
 }
 
 impl<L: Send + 'static> RecvBody<L> {
-    /// `is_over`: the response has no more than its head.
     pub(super) fn new(hold: Hold<L>, upload: Option<Box<Upload>>, is_over: bool) -> Self {
         Self {
             hold: Some(hold),
@@ -77,8 +76,12 @@ impl<L: Send + 'static> RecvBody<L> {
         if !self.data_done {
             match ready!(poll_data(hold, cx)) {
                 Some(Ok((data, is_over))) => {
-                    hold.taken(data.len(), recorder.read_at().unwrap_or_else(now));
-                    self.is_over = is_over;
+                    if is_over {
+                        // And all that was unread of it is off the books.
+                        self.end();
+                    } else {
+                        hold.taken(data.len(), recorder.read_at().unwrap_or_else(now));
+                    }
                     if !had_upload {
                         recorder.emit(RequestEvent::AtHand);
                     }
@@ -146,7 +149,8 @@ impl<L: Send + 'static> RecvBody<L> {
         self.hold = None;
     }
 
-    /// Whether nothing more will come, as it was when the last frame was handed out. Lets go of the stream then.
+    /// Whether nothing more will come, as it was when the head or the last frame was handed out. Lets go of the stream
+    /// then.
     pub(crate) fn is_end(&mut self) -> bool {
         if self.is_over {
             self.end();

@@ -98,7 +98,7 @@ pub(crate) struct Arrival {
     heads: u16,
     /// The first DATA frame has come.
     is_over: bool,
-    /// And one that h2 is shown: those without content are not.
+    /// And one with content, which h2 is shown.
     has_data: bool,
 }
 
@@ -193,7 +193,7 @@ impl<S: Clone> Unread<S> {
             return false;
         };
         account.head.is_over = true;
-        account.head.has_data = true;
+        account.head.has_data |= bytes > 0;
         if account.reader.is_some() && bytes > 0 {
             account.bytes += bytes;
             account.cost += bytes + FRAME_COST;
