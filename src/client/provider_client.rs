@@ -58,7 +58,7 @@ impl Client {
     #[doc(hidden)]
     pub fn __check_out(&self, at: std::time::Instant) -> Result<bool, Error> {
         let host = self.core.route.host(&self.core.pool)?;
-        check_out(&host, at)
+        check_out(host, at)
     }
 
     /// A request to `path`, which is appended to the path of the base URL, or to an absolute URL of

@@ -77,7 +77,10 @@ pub(crate) struct Http1<S> {
     /// What the TCP handshake took.
     rtt: Option<Duration>,
     interrupt: Arc<Interrupt>,
-    has_served: bool,
+    /// It may hold a waker.
+    is_awaited: bool,
+    /// Nothing holds the end of the handshake back any more.
+    is_open: bool,
     /// The last frame of a body was at hand: nothing had to be read for it.
     was_at_hand: bool,
     buffer: BytesMut,
@@ -101,8 +104,9 @@ impl<S: Carrier> Http1<S> {
             attendant,
             rtt,
             interrupt: Arc::default(),
+            is_awaited: false,
             forward,
-            has_served: false,
+            is_open: false,
             was_at_hand: false,
             buffer: BytesMut::new(),
             state: State::Idle,
@@ -147,10 +151,11 @@ impl<S: Carrier> Http1<S> {
     /// something or closes. Post-handshake TLS messages are read and are no reason to close.
     pub(crate) fn poll_quiet(&mut self, cx: &mut Context<'_>) -> Result<(), CloseReason> {
         self.reusable()?;
-        if !self.has_served || self.io.has_unsent() {
+        if !self.is_open || self.io.has_unsent() {
             // The end of its handshake: held back for a request, or without room when early data was taken.
             self.io.uncork();
-            let _ = Pin::new(&mut self.io).poll_flush(cx);
+            let flushed = Pin::new(&mut self.io).poll_flush(cx);
+            self.is_open = flushed.is_ready();
         }
         // Whatever comes ends the connection, so there is no need to keep it.
         let mut scrap = [0; 16];
@@ -178,7 +183,7 @@ impl<S: Carrier> Http1<S> {
     pub(crate) async fn established(&mut self) -> io::Result<()> {
         self.io.uncork();
         poll_fn(|cx| match self.io.poll_established(cx) {
-            Poll::Pending => self.interrupt.poll(cx),
+            Poll::Pending => self.poll_interrupt(cx),
             ready => ready,
         })
         .await
@@ -190,7 +195,9 @@ impl<S: Carrier> Http1<S> {
             self.buffer = BytesMut::new();
         }
         self.io.release_buffers();
-        self.interrupt.forget_waker();
+        if std::mem::take(&mut self.is_awaited) {
+            self.interrupt.forget_waker();
+        }
     }
 
     /// Says goodbye as far as that is possible without waiting (TLS close_notify, FIN).
@@ -226,7 +233,7 @@ impl<S: Carrier> Http1<S> {
         recorder: &mut RequestRecorder,
     ) -> Result<ResponseHead, Error> {
         self.state = State::Busy;
-        self.has_served = true;
+        self.is_open = true;
         self.keep_alive = Ok(());
         let mut upload = Upload::new(request, length, self.forward.as_ref());
         upload.is_expecting = expect.is_some() && !upload.is_empty();
@@ -442,12 +449,18 @@ impl<S: Carrier> Http1<S> {
         };
     }
 
+    /// Waits for the peer, or for an end from outside.
+    fn poll_interrupt<T>(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<T>> {
+        self.is_awaited = true;
+        self.interrupt.poll(cx)
+    }
+
     /// Reads for a head, which is as a rule all that comes at once: it is kept in as little memory as it needs,
     /// for as long as somebody looks at its headers.
     fn poll_fill_head(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         self.interrupt.check()?;
         match Pin::new(&mut self.io).poll_fill_buf(cx) {
-            Poll::Pending => self.interrupt.poll(cx),
+            Poll::Pending => self.poll_interrupt(cx),
             Poll::Ready(Err(e)) => Poll::Ready(Err(e)),
             Poll::Ready(Ok(bytes)) => {
                 self.buffer.extend_from_slice(bytes);
@@ -471,7 +484,7 @@ impl<S: Carrier> Http1<S> {
         }
         let read = pin!(self.io.read_buf(&mut self.buffer));
         match read.poll(cx) {
-            Poll::Pending => self.interrupt.poll(cx),
+            Poll::Pending => self.poll_interrupt(cx),
             ready => ready,
         }
     }

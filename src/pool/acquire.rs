@@ -7,6 +7,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use crate::clock::{deadline, now};
+use crate::close_reason::CloseReason;
 use crate::error::{Error, ErrorKind};
 use crate::event::{DialRecorder, RequestEvent, RequestRecorder};
 use crate::timing::{ConnectionTrace, ConnectionUse, Phase, WaitCause, Waited};
@@ -51,10 +52,11 @@ pub(crate) fn acquire(
     loop {
         match find()?.checkout(early, at)? {
             Checkout::Gone => {}
-            Checkout::Lease(lease, how) => {
-                if let Some(lease) = probe(lease) {
+            Checkout::Lease(mut lease, how) => {
+                let Err(why) = probe(&mut lease) else {
                     return Ok(Found::Lease(acquired(lease, how, None, recorder)));
-                }
+                };
+                lease.close(why);
                 at = now();
             }
             Checkout::Line(place) => return Ok(Found::Nothing(place)),
@@ -76,16 +78,18 @@ pub(crate) async fn wait_for(
     limits: WaitLimits,
 ) -> Result<Lease, Error> {
     loop {
-        let grant = wait(place, recorder, limits).await?;
+        let mut grant = wait(place, recorder, limits).await?;
         // What comes straight from its dial still holds the end of the handshake back, so that it
         // leaves with the request.
-        let lease = match grant.dial {
-            Some(_) => Some(grant.lease),
-            None => probe(grant.lease),
+        let is_fresh = grant.dial.is_some();
+        let Err(why) = (if is_fresh {
+            Ok(())
+        } else {
+            probe(&mut grant.lease)
+        }) else {
+            return Ok(acquired(grant.lease, grant.how, grant.dial, recorder));
         };
-        if let Some(lease) = lease {
-            return Ok(acquired(lease, grant.how, grant.dial, recorder));
-        }
+        grant.lease.close(why);
         place = match acquire(&find, early, recorder, now())? {
             Found::Lease(lease) => return Ok(lease),
             Found::Nothing(place) => place,
@@ -163,34 +167,39 @@ async fn dial_fresh(
 
 /// Takes a lease on a warm connection, as [`acquire`] does when it need not wait, and gives it back. False
 /// if there was none. `at` is now, as in a request, which has read its clock already.
-pub(crate) fn check_out(host: &Arc<Host>, at: Instant) -> Result<bool, Error> {
+pub(crate) fn check_out(host: Arc<Host>, at: Instant) -> Result<bool, Error> {
     match host.checkout(false, at)? {
-        Checkout::Lease(lease, _) => Ok(probe(lease).is_some()),
+        Checkout::Lease(mut lease, _) => {
+            let probed = probe(&mut lease);
+            match probed {
+                Ok(()) => lease.give_back(at),
+                Err(why) => lease.close(why),
+            }
+            Ok(probed.is_ok())
+        }
         Checkout::Line(_) | Checkout::Gone => Ok(false),
     }
 }
 
 /// Looks once more, right before the request is written, whether the peer has closed the
 /// connection or said something unasked.
-fn probe(lease: Lease) -> Option<Lease> {
-    let Lease::H1(mut h1) = lease else {
-        return Some(lease);
+fn probe(lease: &mut Lease) -> Result<(), CloseReason> {
+    let Lease::H1(h1) = lease else {
+        return Ok(());
     };
-    if h1.http1().is_still_quiet() {
-        return Some(Lease::H1(h1));
+    let http1 = h1.http1();
+    if http1.is_still_quiet() {
+        return Ok(());
     }
     // It may be a ticket. Nobody shall be woken: the connection is used, or closed, at once. A task that has used its turn up would see every
     // socket as quiet.
     let mut cx = Context::from_waker(Waker::noop());
     let look = pin!(unconstrained(poll_fn(|cx| {
-        Poll::Ready(h1.http1().poll_quiet(cx))
+        Poll::Ready(http1.poll_quiet(cx))
     })));
     match look.poll(&mut cx) {
-        Poll::Ready(Err(why)) => {
-            h1.close(why);
-            None
-        }
-        Poll::Ready(Ok(())) | Poll::Pending => Some(Lease::H1(h1)),
+        Poll::Ready(looked) => looked,
+        Poll::Pending => Ok(()),
     }
 }
 

@@ -21,7 +21,7 @@ use super::asleep::SLEEPS_AFTER;
 use super::capacity::Permit;
 use super::dial::{DialSink, Dialled};
 use super::host::{Books, Denied, Dialling, Grant, Host, Outcome, State};
-use super::lease::{H1Conn, H1Lease, H2Conn, H2Lease, Home, IdleWake, Lease, Seat, Tenure};
+use super::lease::{H1Conn, H1Lease, H2Conn, H2Lease, Home, IdleWaker, Lease, Seat, Tenure};
 use super::shared::{Killer, Live, pool_closed};
 use super::state::{Cover, DialEntry, Multiplexed, Purpose, Waiter};
 use super::term::Term;
@@ -101,7 +101,7 @@ impl Host {
                 http1: *http1,
                 info,
                 seat,
-                wake: IdleWake::new(this),
+                wake: IdleWaker::new(this),
                 term,
                 tenure,
                 was_idle: None,

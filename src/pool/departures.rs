@@ -182,12 +182,14 @@ impl Host {
     pub(super) fn settle_in(self: &Arc<Self>, conn: Box<H1Conn>, since: Instant, at: Instant) {
         let requests = conn.info.requests();
         let announced = conn.http1.announced();
-        let wake = conn.wake.clone();
         let mut out = None;
         let mut grant = None;
         let mut due = None;
+        let was_woken;
         {
             let mut books = lock(&self.books);
+            // Whoever wakes it from now on has it looked at once we are done, on the stack.
+            was_woken = conn.wake.is_woken();
             let minimum = books.minimum();
             let state = &mut books.state;
             if let Some(why) = conn.tenure.over.get().copied() {
@@ -245,8 +247,8 @@ impl Host {
         if let Some(due) = due {
             self.janitor.due_at(due);
         }
-        // What happened before it was on the stack was told to nobody who could find it.
-        if wake.is_woken() {
+        // Who looked then did not find it on the stack.
+        if was_woken {
             self.clone().idle_woken();
         }
         // Shutdown, or the end of the runtime, may have emptied the stack just before.
@@ -289,9 +291,8 @@ impl Home for Host {
             Standing::Serves => {}
         }
         // From here on the waker tells of whatever the peer does.
-        conn.wake.reset();
-        let waker = conn.wake.waker();
-        let quiet = conn.http1.poll_quiet(&mut Context::from_waker(&waker));
+        let H1Conn { http1, wake, .. } = &mut *conn;
+        let quiet = http1.poll_quiet(&mut Context::from_waker(wake.rearmed()));
         if let Err(why) = quiet {
             return self.close(conn, why);
         }
@@ -300,8 +301,9 @@ impl Home for Host {
             return self.close(conn, CloseReason::MadeRoom);
         }
         self.settle_in(conn, at, at);
-        // Somebody may have met the limit just before this one was idle.
-        if !self.has_waiters() && self.gives_way() {
+        // Somebody may have met the limit just before this one was idle: in line first, and then with a look under
+        // the lock that we had, so that one of us sees the other.
+        if self.gives_way() && !self.has_waiters() {
             drop(self.give_up_idle(Duration::ZERO));
         }
     }

@@ -113,7 +113,7 @@ impl Books {
 
 /// What became of an idle connection that was to be lent.
 pub(super) enum Lent {
-    Yes(Lease, ConnectionUse),
+    Yes(Box<H1Conn>, ConnectionUse),
     /// It is past its time.
     No(Box<H1Conn>, CloseReason),
 }
@@ -232,7 +232,7 @@ impl Host {
     ///
     /// # Errors
     /// PoolClosed; Limit when `max_waiting` wait already.
-    pub(crate) fn checkout(self: &Arc<Self>, early: bool, at: Instant) -> Result<Checkout, Error> {
+    pub(crate) fn checkout(self: Arc<Self>, early: bool, at: Instant) -> Result<Checkout, Error> {
         if let Some(name_use) = &self.name_use {
             name_use.mark();
         }
@@ -255,10 +255,12 @@ impl Host {
                     let lent = self.lend_idle(idle, at);
                     self.keep_up();
                     return Ok(match lent {
-                        Lent::Yes(lease, how) => Checkout::Lease(lease, how),
+                        Lent::Yes(conn, how) => {
+                            Checkout::Lease(Lease::H1(H1Lease::new(conn, self)), how)
+                        }
                         // There may be a younger one below it; ask again.
                         Lent::No(conn, why) => {
-                            self.clone().close(conn, why);
+                            self.close(conn, why);
                             Checkout::Gone
                         }
                     });
@@ -270,9 +272,8 @@ impl Host {
                     if spare {
                         self.dial_spare();
                     }
-                    let lease = Lease::H2(H2Lease::new(conn, self.clone()));
-                    self.gave(&lease);
-                    return Ok(Checkout::Lease(lease, how));
+                    self.gave(&conn);
+                    return Ok(Checkout::Lease(Lease::H2(H2Lease::new(conn, self)), how));
                 }
             }
             if !self.shared.try_wait() {
@@ -315,7 +316,7 @@ impl Host {
     }
 
     /// Lends an idle connection, unless it is past its time.
-    pub(super) fn lend_idle(self: &Arc<Self>, idle: Idle<Box<H1Conn>>, at: Instant) -> Lent {
+    fn lend_idle(&self, idle: Idle<Box<H1Conn>>, at: Instant) -> Lent {
         // What is kept warm is past its time only for its peer.
         let is_kept = self.keeps_warm.load(Ordering::Relaxed);
         let overdue = idle
@@ -333,7 +334,7 @@ impl Host {
         }
         conn.was_idle = Some(at.saturating_duration_since(since));
         let how = reused(&conn.info);
-        Lent::Yes(Lease::H1(H1Lease::new(conn, self.clone())), how)
+        Lent::Yes(conn, how)
     }
 
     /// Books a stream that was taken, and says how it was come by.
@@ -425,7 +426,9 @@ impl Host {
     pub(super) fn hand_out(self: &Arc<Self>, grants: Vec<(oneshot::Sender<Outcome>, Outcome)>) {
         for (_, outcome) in &grants {
             if let Ok(grant) = outcome {
-                self.gave(&grant.lease);
+                if let Lease::H2(lease) = &grant.lease {
+                    self.gave(lease.conn());
+                }
             }
         }
         deliver(grants);
@@ -442,7 +445,7 @@ impl Host {
             let (lease, how) = if let Some(idle) = state.take_idle() {
                 self.shared.less_idle();
                 match self.lend_idle(idle, at) {
-                    Lent::Yes(lease, how) => (lease, how),
+                    Lent::Yes(conn, how) => (Lease::H1(H1Lease::new(conn, self.clone())), how),
                     Lent::No(conn, why) => {
                         overdue.push((conn, why));
                         continue;

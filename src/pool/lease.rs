@@ -113,7 +113,7 @@ pub(crate) struct H1Conn {
     pub(crate) http1: Http1<Stream>,
     pub(crate) info: ConnectionInfo,
     pub(crate) seat: Seat,
-    pub(crate) wake: Arc<IdleWake>,
+    pub(crate) wake: IdleWaker,
     pub(crate) term: Term,
     pub(crate) tenure: Arc<Tenure>,
     /// How long it had been idle when it was lent last.
@@ -145,34 +145,45 @@ impl fmt::Debug for H1Conn {
     }
 }
 
-/// The waker of an idle connection: it only marks it and tells its origin.
-pub(crate) struct IdleWake {
+/// The waker of an idle connection, made once.
+pub(crate) struct IdleWaker {
+    mark: Arc<IdleMark>,
+    waker: Waker,
+}
+
+/// What it does: it only marks the connection and tells its origin.
+struct IdleMark {
     woken: AtomicBool,
     home: Weak<dyn Home>,
 }
 
-impl IdleWake {
-    pub(crate) fn new(home: Weak<dyn Home>) -> Arc<Self> {
-        Arc::new(Self {
+impl IdleWaker {
+    pub(crate) fn new(home: Weak<dyn Home>) -> Self {
+        let mark = Arc::new(IdleMark {
             woken: AtomicBool::new(false),
             home,
-        })
-    }
-
-    pub(crate) fn waker(self: &Arc<Self>) -> Waker {
-        Waker::from(self.clone())
+        });
+        Self {
+            waker: Waker::from(mark.clone()),
+            mark,
+        }
     }
 
     pub(crate) fn is_woken(&self) -> bool {
-        self.woken.load(Ordering::SeqCst)
+        self.mark.woken.load(Ordering::SeqCst)
     }
 
-    pub(crate) fn reset(&self) {
-        self.woken.store(false, Ordering::SeqCst);
+    /// It forgets that it was woken: what happens from here on is news.
+    pub(crate) fn rearmed(&self) -> &Waker {
+        // As a rule it was not, and a load is cheaper.
+        if self.is_woken() {
+            self.mark.woken.store(false, Ordering::SeqCst);
+        }
+        &self.waker
     }
 }
 
-impl Wake for IdleWake {
+impl Wake for IdleMark {
     fn wake(self: Arc<Self>) {
         self.wake_by_ref();
     }
@@ -303,6 +314,22 @@ impl Lease {
     /// It is an HTTP/2 connection whose peer has not told its limits yet.
     pub(crate) fn is_unsettled(&self) -> bool {
         matches!(self, Self::H2(lease) if !lease.conn.handle.has_settings())
+    }
+
+    /// Gives it back as dropping it does; `at` is now.
+    pub(crate) fn give_back(self, at: Instant) {
+        match self {
+            Self::H1(lease) => lease.give_back(at),
+            Self::H2(lease) => drop(lease),
+        }
+    }
+
+    /// Closes the connection for this reason, if it is the lease's alone.
+    pub(crate) fn close(self, why: CloseReason) {
+        match self {
+            Self::H1(lease) => lease.close(why),
+            Self::H2(lease) => drop(lease),
+        }
     }
 
     /// Whom to tell that the request on it got no answer in time.

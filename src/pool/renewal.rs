@@ -15,7 +15,7 @@ use crate::connection::ConnectionId;
 use crate::sync::lock;
 
 use super::host::{Asked, Books, Host};
-use super::lease::{H2Conn, Home, Lease, Tenure};
+use super::lease::{H2Conn, Home, Tenure};
 use super::shared::{Live, Renewal};
 use super::state::{Minimum, Purpose};
 use super::term::Standing;
@@ -27,11 +27,9 @@ const MAX_DOUBLINGS: u32 = 6;
 const MINIMUM_PAUSE: Duration = Duration::from_secs(1);
 
 impl Host {
-    /// A request was given a connection: it may have been the last, or the one at which a successor is
-    /// due.
-    pub(super) fn gave(self: &Arc<Self>, lease: &Lease) {
-        let Lease::H2(lease) = lease else { return };
-        let conn = lease.conn();
+    /// A request was given a stream: it may have been the connection's last, or the one at which a successor
+    /// is due.
+    pub(super) fn gave(self: &Arc<Self>, conn: &Arc<H2Conn>) {
         if conn.given() >= conn.term.renew_after() {
             self.near_its_end(conn);
         }

@@ -275,12 +275,11 @@ impl Tended for Host {
         } in woken
         {
             self.shared.less_idle();
-            conn.wake.reset();
-            let waker = conn.wake.waker();
             // A transport of the user's own must not take the other connections with it.
             let looked = catch_unwind(AssertUnwindSafe(|| {
-                let quiet = conn.http1.poll_quiet(&mut Context::from_waker(&waker));
-                conn.http1.release_buffers();
+                let H1Conn { http1, wake, .. } = &mut *conn;
+                let quiet = http1.poll_quiet(&mut Context::from_waker(wake.rearmed()));
+                http1.release_buffers();
                 quiet
             }));
             match looked {
