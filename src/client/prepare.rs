@@ -11,6 +11,7 @@ use http::uri::{Authority, PathAndQuery};
 use http::{HeaderMap, Method, Uri, Version};
 
 use crate::error::Error;
+use crate::http1::Repeated;
 use crate::origin::Origin;
 
 use super::base_url::with_query;
@@ -24,7 +25,7 @@ const IDEMPOTENCY_KEY: &str = "idempotency-key";
 /// The header fields that requests have unless they say otherwise: a client's, and those that every request
 /// should have. Looked through once, when they are made.
 pub(crate) struct DefaultHeaders {
-    fields: HeaderMap,
+    repeated: Repeated,
     speaks_of_framing: bool,
     names_key: bool,
     /// A key that travels in the query.
@@ -35,7 +36,7 @@ impl fmt::Debug for DefaultHeaders {
     /// Values that are marked as sensitive hide themselves; a key in the query cannot.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("DefaultHeaders")
-            .field("fields", &self.fields)
+            .field("fields", &self.repeated)
             .finish_non_exhaustive()
     }
 }
@@ -47,7 +48,7 @@ impl DefaultHeaders {
         Arc::new(Self {
             speaks_of_framing: fields.keys().any(speaks_of_framing),
             names_key: fields.contains_key(IDEMPOTENCY_KEY),
-            fields,
+            repeated: Repeated::new(fields),
             query,
         })
     }
@@ -149,7 +150,7 @@ impl Prepared {
         let (defaults, length) = if is_usual {
             (Some(defaults), body_length)
         } else {
-            draft.headers = merged(&draft.headers, &defaults.fields);
+            draft.headers = merged(&draft.headers, &defaults.repeated.fields);
             let length = check_framing(&mut draft.headers, origin, body_length)?;
             (None, length)
         };
@@ -163,8 +164,8 @@ impl Prepared {
     }
 
     /// The header fields that come beside [the request's own](Draft::headers), unless those have the name.
-    pub(crate) fn defaults(&self) -> Option<&HeaderMap> {
-        self.defaults.as_ref().map(|defaults| &defaults.fields)
+    pub(crate) fn defaults(&self) -> Option<&Repeated> {
+        self.defaults.as_ref().map(|defaults| &defaults.repeated)
     }
 
     /// What it wants to speak over a stream of HTTP/2, if not HTTP (RFC 8441).
@@ -196,7 +197,7 @@ impl Prepared {
         parts.path_and_query = Some(draft.target.clone());
         *request.uri_mut() = Uri::from_parts(parts).expect("its parts were checked");
         let mut headers = match self.defaults() {
-            Some(defaults) => merged(&draft.headers, defaults),
+            Some(defaults) => merged(&draft.headers, &defaults.fields),
             None => {
                 let mut headers = draft.headers.clone();
                 // The others that belong to a connection were refused.

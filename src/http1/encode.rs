@@ -2,6 +2,7 @@
 //!
 //! Names and values come as `http` types, which cannot hold CR, LF or NUL.
 
+use std::fmt;
 use std::io::Write;
 use std::sync::Arc;
 
@@ -10,7 +11,7 @@ use http::header::PROXY_AUTHORIZATION;
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 
 /// What goes into the head of a request beside its framing.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct RequestHead<'a> {
     pub(crate) method: &'a Method,
     /// Path and query: origin-form (RFC 9112 §3.2.1), unless a proxy forwards.
@@ -19,14 +20,46 @@ pub(crate) struct RequestHead<'a> {
     pub(crate) headers: &'a HeaderMap,
     /// Those that go beside them, but for names that they have. None of them speaks of the connection or of
     /// framing.
-    pub(crate) defaults: Option<&'a HeaderMap>,
+    pub(crate) defaults: Option<&'a Repeated>,
 }
 
 impl RequestHead<'_> {
+    /// The defaults, if they go as they are.
+    fn repeated(&self) -> Option<&Repeated> {
+        let defaults = self.defaults?;
+        let own = self.headers;
+        let is_whole = own.is_empty() || !own.keys().any(|name| defaults.fields.contains_key(name));
+        is_whole.then_some(defaults)
+    }
+
     fn fields(&self) -> impl Iterator<Item = (&HeaderName, &HeaderValue)> {
-        let defaults = self.defaults.into_iter().flatten();
+        let defaults = self.defaults.into_iter().flat_map(|repeated| &repeated.fields);
         let others = defaults.filter(|(name, _)| !self.headers.contains_key(*name));
         self.headers.iter().chain(others)
+    }
+}
+
+/// Header fields that go with request after request: their lines are written once.
+pub(crate) struct Repeated {
+    pub(crate) fields: HeaderMap,
+    lines: Bytes,
+}
+
+impl Repeated {
+    pub(crate) fn new(fields: HeaderMap) -> Self {
+        let mut lines = BytesMut::new();
+        for (name, value) in &fields {
+            field(&mut lines, name, value);
+        }
+        let lines = lines.freeze();
+        Self { fields, lines }
+    }
+}
+
+impl fmt::Debug for Repeated {
+    /// Values that are marked as sensitive hide themselves; the lines cannot.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.fields.fmt(f)
     }
 }
 
@@ -70,8 +103,8 @@ pub(crate) fn head(
     forward: Option<&Forward>,
 ) -> BytesMut {
     // A guess that is seldom too small: who sends long fields has grown once.
-    let names = head.headers.len() + head.defaults.map_or(0, HeaderMap::len);
-    let fields = 64 * names;
+    let defaults = head.defaults.map_or(0, |defaults| defaults.lines.len());
+    let fields = 64 * head.headers.len() + defaults;
     let prefix = forward.map_or("", |forward| &forward.prefix);
     let authorization = forward.and_then(|forward| forward.authorization.as_ref());
     let for_proxy = prefix.len() + authorization.map_or(0, |value| value.len() + 24);
@@ -96,10 +129,19 @@ pub(crate) fn head(
     if let Some(value) = authorization {
         field(&mut out, &PROXY_AUTHORIZATION, value);
     }
-    for (name, value) in head.fields() {
-        // The proxy's credentials are those that it was configured with.
-        if authorization.is_none() || *name != PROXY_AUTHORIZATION {
+    if authorization.is_none()
+        && let Some(repeated) = head.repeated()
+    {
+        for (name, value) in head.headers {
             field(&mut out, name, value);
+        }
+        out.put_slice(&repeated.lines);
+    } else {
+        for (name, value) in head.fields() {
+            // The proxy's credentials are those that it was configured with.
+            if authorization.is_none() || *name != PROXY_AUTHORIZATION {
+                field(&mut out, name, value);
+            }
         }
     }
     match framing {
@@ -154,6 +196,7 @@ mod tests {
         let mut defaults = HeaderMap::new();
         defaults.insert("accept", "not this".parse().unwrap());
         defaults.insert("x-key", "1".parse().unwrap());
+        let defaults = Repeated::new(defaults);
         let request = RequestHead {
             method: &Method::POST,
             target: "/a?b",
@@ -169,6 +212,16 @@ mod tests {
             ),
             "POST /a?b HTTP/1.1\r\nhost: h.test:81\r\naccept: */*\r\nx-key: 1\r\n\
              content-length: 3\r\n\r\n"
+        );
+        let mut other = HeaderMap::new();
+        other.insert("x-own", "2".parse().unwrap());
+        let others = RequestHead {
+            headers: &other,
+            ..request
+        };
+        assert_eq!(
+            head(&others, UploadFraming::Empty, None),
+            "POST /a?b HTTP/1.1\r\nhost: h.test:81\r\nx-own: 2\r\naccept: not this\r\nx-key: 1\r\n\r\n"
         );
         assert_eq!(
             UploadFraming::new(&Method::GET, Some(0), false),

@@ -20,7 +20,7 @@ mod upload;
 
 #[cfg(any(test, fuzzing))]
 pub(crate) use chunked::check_splits as check_chunked;
-pub(crate) use encode::{Forward, RequestHead};
+pub(crate) use encode::{Forward, Repeated, RequestHead};
 pub(crate) use exchange::Http1;
 pub(crate) use interrupt::Killer;
 pub(crate) use keep_alive::KeepAlive;
