@@ -277,9 +277,9 @@ pub(crate) enum RequestEvent<'a> {
     /// The read that brought the final response's first byte.
     FirstByte(Instant),
     Headers,
-    /// What the read that has begun looked for had arrived before: the read takes no time that is worth a look at
-    /// the clock.
-    AtHand,
+    /// What the read looked for was there at that time, and takes no more that would be worth another look at the
+    /// clock.
+    AtHand(Instant),
     /// A read of the body is over; until the next one begins the time is the caller's.
     ReadEnd,
     ReadStart,
@@ -299,7 +299,7 @@ pub(crate) struct RequestRecorder {
     paused_since: Option<Instant>,
     /// When the read began that goes on now, if a pause ended with it.
     read_at: Option<Instant>,
-    /// The same, if the read is over by now.
+    /// When the read found what it looked for.
     at_hand: Option<Instant>,
     listener: Option<Listener>,
     /// What the listener was told last.
@@ -392,7 +392,7 @@ impl RequestRecorder {
                     at
                 });
             }
-            RequestEvent::AtHand => self.at_hand = self.read_at,
+            RequestEvent::AtHand(at) => self.at_hand = Some(at),
             RequestEvent::ReadEnd => {
                 self.paused_since = Some(self.at_hand.take().unwrap_or_else(now));
             }

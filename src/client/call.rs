@@ -164,8 +164,10 @@ impl Call {
             Source::H1(lease) => {
                 let http1 = lease.http1();
                 let polled = http1.poll_body(cx);
-                if http1.was_at_hand() {
-                    self.recorder.emit(RequestEvent::AtHand);
+                if http1.was_at_hand()
+                    && let Some(at) = self.recorder.read_at()
+                {
+                    self.recorder.emit(RequestEvent::AtHand(at));
                 }
                 polled
             }

@@ -438,11 +438,12 @@ fn read_at_hand_takes_no_time_and_what_follows_is_measured() {
         pass(40).await;
         recorder.emit(RequestEvent::ReadStart);
         assert_eq!(recorder.read_at(), None, "it began before it waited");
-        recorder.emit(RequestEvent::AtHand);
+        recorder.emit(RequestEvent::AtHand(now()));
         recorder.emit(RequestEvent::ReadEnd);
         pass(20).await;
         recorder.emit(RequestEvent::ReadStart);
-        recorder.emit(RequestEvent::AtHand);
+        let at = recorder.read_at().expect("it has not waited");
+        recorder.emit(RequestEvent::AtHand(at));
         recorder.emit(RequestEvent::ReadEnd);
         pass(80).await;
         recorder.emit(RequestEvent::End);

@@ -33,7 +33,10 @@ impl RequestHead<'_> {
     }
 
     fn fields(&self) -> impl Iterator<Item = (&HeaderName, &HeaderValue)> {
-        let defaults = self.defaults.into_iter().flat_map(|repeated| &repeated.fields);
+        let defaults = self
+            .defaults
+            .into_iter()
+            .flat_map(|repeated| &repeated.fields);
         let others = defaults.filter(|(name, _)| !self.headers.contains_key(*name));
         self.headers.iter().chain(others)
     }

@@ -61,7 +61,6 @@ impl<L: Send + 'static> RecvBody<L> {
         cx: &mut Context<'_>,
         recorder: &mut RequestRecorder,
     ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
-        // Time that the request's own body takes is not the caller's.
         let had_upload = self.upload.is_some();
         if let Err(error) = self.poll_upload(cx, recorder) {
             self.end();
@@ -76,15 +75,16 @@ impl<L: Send + 'static> RecvBody<L> {
         if !self.data_done {
             match ready!(poll_data(hold, cx)) {
                 Some(Ok((data, is_over))) => {
+                    // Time that the request's own body takes is not the caller's.
+                    let began = recorder.read_at().filter(|_| !had_upload);
+                    let at = began.unwrap_or_else(now);
                     if is_over {
                         // And all that was unread of it is off the books.
                         self.end();
                     } else {
-                        hold.taken(data.len(), recorder.read_at().unwrap_or_else(now));
+                        hold.taken(data.len(), at);
                     }
-                    if !had_upload {
-                        recorder.emit(RequestEvent::AtHand);
-                    }
+                    recorder.emit(RequestEvent::AtHand(at));
                     return Poll::Ready(Some(Ok(Frame::data(data))));
                 }
                 Some(Err(e)) => return Poll::Ready(Some(Err(self.failed(e)))),

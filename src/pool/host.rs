@@ -425,10 +425,10 @@ impl Host {
     /// Hands out what was decided, without a lock.
     pub(super) fn hand_out(self: &Arc<Self>, grants: Vec<(oneshot::Sender<Outcome>, Outcome)>) {
         for (_, outcome) in &grants {
-            if let Ok(grant) = outcome {
-                if let Lease::H2(lease) = &grant.lease {
-                    self.gave(lease.conn());
-                }
+            if let Ok(grant) = outcome
+                && let Lease::H2(lease) = &grant.lease
+            {
+                self.gave(lease.conn());
             }
         }
         deliver(grants);
