@@ -3,6 +3,10 @@
 mod common;
 mod support;
 
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Wake, Waker};
 use std::time::Duration;
 
 use common::{BOTH, World, eventually, in_time, join_all};
@@ -330,6 +334,54 @@ async fn peer_that_closes_an_idle_connection_is_noticed_without_a_request() {
             let mut response = client.get("/").send().await.unwrap();
             response.bytes().await.unwrap();
             assert_eq!(response.metrics().attempts, 1);
+        }
+    })
+    .await;
+}
+
+/// The waker of somebody who is not the runtime: whoever keeps it can be seen.
+#[derive(Default)]
+struct Task(Mutex<Option<Waker>>);
+
+impl Wake for Task {
+    fn wake(self: Arc<Self>) {
+        if let Some(outer) = self.0.lock().unwrap().take() {
+            outer.wake();
+        }
+    }
+}
+
+impl Task {
+    async fn run<F: Future>(self: &Arc<Self>, future: F) -> F::Output {
+        let mut future = pin!(future);
+        let waker = Waker::from(self.clone());
+        poll_fn(|cx| {
+            *self.0.lock().unwrap() = Some(cx.waker().clone());
+            future.as_mut().poll(&mut Context::from_waker(&waker))
+        })
+        .await
+    }
+}
+
+/// A waker keeps the memory of its task, and a connection may be idle for minutes.
+#[tokio::test]
+async fn idle_connection_keeps_no_waker_of_the_task_that_used_it() {
+    in_time(async {
+        for protocols in BOTH {
+            let world = World::new().await;
+            let client = world.client(protocols);
+            let task: Arc<Task> = Arc::default();
+            for how in [ConnectionUse::New, ConnectionUse::Idle] {
+                let response = task.run(async {
+                    let mut response = client.get("/").send().await.unwrap();
+                    response.bytes().await.unwrap();
+                    response
+                });
+                let response = response.await;
+                assert_eq!(response.connection_use(), how);
+                drop(response);
+                eventually("nobody keeps the waker", || Arc::strong_count(&task) == 1).await;
+            }
         }
     })
     .await;

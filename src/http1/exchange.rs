@@ -154,8 +154,8 @@ impl<S: Carrier> Http1<S> {
         if !self.is_open || self.io.has_unsent() {
             // The end of its handshake: held back for a request, or without room when early data was taken.
             self.io.uncork();
-            let flushed = Pin::new(&mut self.io).poll_flush(cx);
-            self.is_open = flushed.is_ready();
+            self.is_open = true;
+            let _ = Pin::new(&mut self.io).poll_flush(cx);
         }
         // Whatever comes ends the connection, so there is no need to keep it.
         let mut scrap = [0; 16];
