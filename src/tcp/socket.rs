@@ -28,7 +28,7 @@ pub(crate) async fn connect(
         fast_open: false,
         unapplied: Vec::new(),
     };
-    apply(SockRef::from(&socket), addr, options, &mut facts.unapplied);
+    apply_to_handshake(SockRef::from(&socket), addr, options, &mut facts.unapplied);
     bind(&socket, addr, options).map_err(Local::wrap)?;
     let fast_open = fast_open && ask_for_fast_open(&socket, &mut facts.unapplied);
     let connected = match socket.connect(&addr.into()) {
@@ -39,6 +39,8 @@ pub(crate) async fn connect(
         }
         Err(e) => return Err(e),
     };
+    // While the SYN is on its way.
+    apply_to_connection(SockRef::from(&socket), options, &mut facts.unapplied);
     let stream = TcpStream::from_std(socket.into())?;
     facts.fast_open = fast_open && connected && super::info::is_unsent_syn(&stream);
     if !facts.fast_open {
@@ -158,7 +160,8 @@ fn ask_for_fast_open(socket: &Socket, unapplied: &mut Vec<UnappliedOption>) -> b
     is_set
 }
 
-fn apply(
+/// What the SYN says, or goes by.
+fn apply_to_handshake(
     socket: SockRef<'_>,
     addr: SocketAddr,
     options: &TcpOptions,
@@ -166,10 +169,10 @@ fn apply(
 ) {
     // Named one by one: a new option does not compile until it is applied, or said to be elsewhere.
     let TcpOptions {
-        nodelay,
-        keepalive,
-        user_timeout,
-        notsent_lowat,
+        nodelay: _, // `apply_to_connection`
+        keepalive: _,
+        user_timeout: _,
+        notsent_lowat: _,
         quickack: _, // after connect()
         send_buffer,
         recv_buffer,
@@ -183,19 +186,6 @@ fn apply(
         fast_open: _, // `connect`
     } = options;
     let mut note = |option, set| note(unapplied, option, set);
-    note("nodelay", socket.set_tcp_nodelay(*nodelay));
-    if let Some(keepalive) = keepalive {
-        let mut probes = TcpKeepalive::new().with_time(keepalive.time);
-        #[cfg(any(unix, windows))]
-        {
-            probes = probes.with_interval(keepalive.interval);
-        }
-        #[cfg(unix)]
-        {
-            probes = probes.with_retries(keepalive.retries);
-        }
-        note("keepalive", socket.set_tcp_keepalive(&probes));
-    }
     if let Some(bytes) = send_buffer {
         note("send_buffer", socket.set_send_buffer_size(*bytes));
     }
@@ -216,12 +206,6 @@ fn apply(
     }
     #[cfg(target_os = "linux")]
     {
-        if let Some(timeout) = user_timeout {
-            note("user_timeout", socket.set_tcp_user_timeout(Some(*timeout)));
-        }
-        if let Some(bytes) = notsent_lowat {
-            note("notsent_lowat", socket.set_tcp_notsent_lowat(*bytes));
-        }
         if let Some(mark) = mark {
             note("mark", socket.set_mark(*mark));
         }
@@ -235,14 +219,54 @@ fn apply(
     }
     #[cfg(not(target_os = "linux"))]
     {
-        let defaults = TcpOptions::default();
         for (option, asked) in [
-            ("user_timeout", *user_timeout != defaults.user_timeout),
-            ("notsent_lowat", notsent_lowat.is_some()),
             ("mark", mark.is_some()),
             ("busy_poll", busy_poll.is_some()),
             ("congestion", congestion.is_some()),
             ("quickack", options.quickack),
+        ] {
+            if asked {
+                note(option, Err(io::ErrorKind::Unsupported.into()));
+            }
+        }
+    }
+}
+
+/// What holds from the first byte on.
+fn apply_to_connection(
+    socket: SockRef<'_>,
+    options: &TcpOptions,
+    unapplied: &mut Vec<UnappliedOption>,
+) {
+    let mut note = |option, set| note(unapplied, option, set);
+    note("nodelay", socket.set_tcp_nodelay(options.nodelay));
+    if let Some(keepalive) = &options.keepalive {
+        let mut probes = TcpKeepalive::new().with_time(keepalive.time);
+        #[cfg(any(unix, windows))]
+        {
+            probes = probes.with_interval(keepalive.interval);
+        }
+        #[cfg(unix)]
+        {
+            probes = probes.with_retries(keepalive.retries);
+        }
+        note("keepalive", socket.set_tcp_keepalive(&probes));
+    }
+    #[cfg(target_os = "linux")]
+    {
+        if let Some(timeout) = options.user_timeout {
+            note("user_timeout", socket.set_tcp_user_timeout(Some(timeout)));
+        }
+        if let Some(bytes) = options.notsent_lowat {
+            note("notsent_lowat", socket.set_tcp_notsent_lowat(bytes));
+        }
+    }
+    #[cfg(not(target_os = "linux"))]
+    {
+        let is_default = options.user_timeout == TcpOptions::default().user_timeout;
+        for (option, asked) in [
+            ("user_timeout", !is_default),
+            ("notsent_lowat", options.notsent_lowat.is_some()),
         ] {
             if asked {
                 note(option, Err(io::ErrorKind::Unsupported.into()));
