@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, Criterion, criterion_group, criterion_main};
 use firstbyte::io::{BoxFuture, Dial, DialTarget, Transport};
-use firstbyte::{Client, ConnectionPool, Protocols};
+use firstbyte::{Client, ConnectionPool, Limits, Protocols};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::runtime::{Builder, Runtime};
 
@@ -85,6 +85,8 @@ impl Warm {
             for n in 0..MAX_THREADS {
                 pool = pool.resolve_to(&host(n), [[127, 0, 0, 1].into()]);
             }
+            // Each lease is taken and given back at the time at which the bench began.
+            pool = pool.limits(Limits::default().keepalive_expiry(Duration::from_secs(3600)));
             if protocols == Protocols::Http1 {
                 pool = pool.dialer(Quiet::default());
             }

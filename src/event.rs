@@ -373,6 +373,8 @@ impl RequestRecorder {
                     && let Some(Listener(listener)) = &self.listener
                 {
                     listener.response_progress(Progress { bytes, total });
+                    // It takes its time before the caller has the data.
+                    self.at_hand = None;
                 }
             }
             RequestEvent::FirstByte(read_at) => {

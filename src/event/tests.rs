@@ -421,6 +421,34 @@ fn handshake_that_fails_is_tls_and_the_next_attempt_is_tcp_again() {
     });
 }
 
+struct Slow;
+
+impl EventListener for Slow {}
+
+/// Who is told of the progress may take his time, which is not the caller's.
+#[test]
+fn time_of_a_listener_belongs_to_the_read() {
+    paused().block_on(async {
+        let mut recorder = RequestRecorder::start(Some(Listener(Arc::new(Slow))));
+        recorder.emit(RequestEvent::AttemptStart);
+        let how = ConnectionUse::Idle;
+        recorder.emit(RequestEvent::Acquired { how, dial: None });
+        recorder.emit(RequestEvent::FirstByte(now()));
+        recorder.emit(RequestEvent::Headers);
+        recorder.emit(RequestEvent::ReadStart);
+        recorder.emit(RequestEvent::AtHand(now()));
+        recorder.emit(RequestEvent::BodyReceived {
+            bytes: 1,
+            total: None,
+        });
+        pass(30).await;
+        recorder.emit(RequestEvent::End);
+        let timing = recorder.timing();
+        let us = |n| Some(Duration::from_micros(n));
+        assert_eq!((timing.receive(), timing.receive_paused()), (us(30), us(0)));
+    });
+}
+
 /// A read that found its data at hand is stamped when it began, and says nothing of the time after it.
 #[test]
 fn read_at_hand_takes_no_time_and_what_follows_is_measured() {

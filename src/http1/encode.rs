@@ -11,7 +11,7 @@ use http::header::PROXY_AUTHORIZATION;
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 
 /// What goes into the head of a request beside its framing.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub(crate) struct RequestHead<'a> {
     pub(crate) method: &'a Method,
     /// Path and query: origin-form (RFC 9112 §3.2.1), unless a proxy forwards.
@@ -28,7 +28,7 @@ impl RequestHead<'_> {
     fn repeated(&self) -> Option<&Repeated> {
         let defaults = self.defaults?;
         let own = self.headers;
-        let is_whole = own.is_empty() || !own.keys().any(|name| defaults.fields.contains_key(name));
+        let is_whole = !own.keys().any(|name| defaults.fields.contains_key(name));
         is_whole.then_some(defaults)
     }
 

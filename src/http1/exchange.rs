@@ -154,8 +154,8 @@ impl<S: Carrier> Http1<S> {
         if !self.is_open || self.io.has_unsent() {
             // The end of its handshake: held back for a request, or without room when early data was taken.
             self.io.uncork();
-            self.is_open = true;
-            let _ = Pin::new(&mut self.io).poll_flush(cx);
+            // A transport of somebody else's may have more of it than we can see.
+            self.is_open = Pin::new(&mut self.io).poll_flush(cx).is_ready();
         }
         // Whatever comes ends the connection, so there is no need to keep it.
         let mut scrap = [0; 16];
@@ -463,7 +463,11 @@ impl<S: Carrier> Http1<S> {
             Poll::Pending => self.poll_interrupt(cx),
             Poll::Ready(Err(e)) => Poll::Ready(Err(e)),
             Poll::Ready(Ok(bytes)) => {
-                self.buffer.extend_from_slice(bytes);
+                if self.buffer.is_empty() {
+                    self.buffer = BytesMut::from(bytes);
+                } else {
+                    self.buffer.extend_from_slice(bytes);
+                }
                 let n = bytes.len();
                 Pin::new(&mut self.io).consume(n);
                 Poll::Ready(Ok(n))

@@ -77,14 +77,18 @@ impl<L: Send + 'static> RecvBody<L> {
                 Some(Ok((data, is_over))) => {
                     // Time that the request's own body takes is not the caller's.
                     let began = recorder.read_at().filter(|_| !had_upload);
-                    let at = began.unwrap_or_else(now);
-                    if is_over {
+                    let at = if is_over {
                         // And all that was unread of it is off the books.
                         self.end();
+                        began
                     } else {
+                        let at = began.unwrap_or_else(now);
                         hold.taken(data.len(), at);
+                        Some(at)
+                    };
+                    if let Some(at) = at {
+                        recorder.emit(RequestEvent::AtHand(at));
                     }
-                    recorder.emit(RequestEvent::AtHand(at));
                     return Poll::Ready(Some(Ok(Frame::data(data))));
                 }
                 Some(Err(e)) => return Poll::Ready(Some(Err(self.failed(e)))),

@@ -301,9 +301,11 @@ impl Home for Host {
             return self.close(conn, CloseReason::MadeRoom);
         }
         self.settle_in(conn, at, at);
-        // Somebody may have met the limit just before this one was idle: in line first, and then with a look under
-        // the lock that we had, so that one of us sees the other.
-        if self.gives_way() && !self.has_waiters() {
+        // Somebody may have met the limit just before this one was idle: he gets in line first and then looks under the
+        // lock that we had, so that one of us sees the other. Who does not find us among the origins yet looks again
+        // a little later.
+        let is_blocked = self.shared.capacity.has_blocked();
+        if is_blocked && !self.has_waiters() && self.gives_way() {
             drop(self.give_up_idle(Duration::ZERO));
         }
     }

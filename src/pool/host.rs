@@ -272,8 +272,13 @@ impl Host {
                     if spare {
                         self.dial_spare();
                     }
-                    self.gave(&conn);
-                    return Ok(Checkout::Lease(Lease::H2(H2Lease::new(conn, self)), how));
+                    let near_its_end = conn.is_near_its_end().then(|| self.clone());
+                    // From here on somebody gives the stream back, whatever happens.
+                    let lease = H2Lease::new(conn, self);
+                    if let Some(host) = near_its_end {
+                        host.near_its_end(lease.conn());
+                    }
+                    return Ok(Checkout::Lease(Lease::H2(lease), how));
                 }
             }
             if !self.shared.try_wait() {

@@ -246,6 +246,11 @@ impl H2Conn {
         self.given.load(Ordering::Relaxed)
     }
 
+    /// A look at its term is due.
+    pub(crate) fn is_near_its_end(&self) -> bool {
+        self.given() >= self.term.renew_after()
+    }
+
     /// It has given as many streams as it may.
     pub(crate) fn is_spent(&self) -> bool {
         self.term

@@ -30,13 +30,13 @@ impl Host {
     /// A request was given a stream: it may have been the connection's last, or the one at which a successor
     /// is due.
     pub(super) fn gave(self: &Arc<Self>, conn: &Arc<H2Conn>) {
-        if conn.given() >= conn.term.renew_after() {
+        if conn.is_near_its_end() {
             self.near_its_end(conn);
         }
     }
 
     #[cold]
-    fn near_its_end(self: &Arc<Self>, conn: &Arc<H2Conn>) {
+    pub(super) fn near_its_end(self: &Arc<Self>, conn: &Arc<H2Conn>) {
         match conn.term.standing(conn.given(), now()) {
             Standing::Serves => {}
             Standing::Renew(why) => self.renew(conn.info.id(), &conn.tenure, why),

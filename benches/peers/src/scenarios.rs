@@ -136,6 +136,9 @@ fn scenarios() -> Vec<Scenario> {
     ]
 }
 
+/// Asks for runtimes in which no timer is pending but for those of the clients.
+const NO_TIMER: &str = "--no-timer";
+
 /// Everything, or one scenario.
 pub fn all(is_quick: bool, only: Option<&str>, server: Option<&str>) -> Vec<Row> {
     provider();
@@ -163,9 +166,6 @@ pub fn all(is_quick: bool, only: Option<&str>, server: Option<&str>) -> Vec<Row>
 
 /// `calls` calls of one client, warm or each on a new connection, and nothing else.
 pub fn one(client: &str, name: &str, calls: usize) {
-    // As every program does: from then on some functions of libc take more care, whoever calls them.
-    let thread = std::thread::spawn(|| {});
-    thread.join().expect("it does nothing");
     provider();
     let world = World::start();
     let mut scenario = scenarios()
@@ -207,7 +207,11 @@ pub fn first(client: &str, server: &str) {
     println!("{} {}", call(), call());
 }
 
+/// What holds for the whole process.
 fn provider() {
+    // As in every program there was a thread: from then on some functions of libc take more care, whoever calls them.
+    let thread = std::thread::spawn(|| {});
+    thread.join().expect("it does nothing");
     let provider = rustls::crypto::aws_lc_rs::default_provider();
     provider.install_default().expect("nobody was first");
 }
@@ -287,8 +291,10 @@ impl<C: Client> Part<C> {
             .enable_all()
             .build()
             .expect("a runtime");
-        // As in every program some timer is pending, for which it costs the kernel more to wait for sockets.
-        runtime.spawn(async { tokio::time::sleep(Duration::from_secs(3600)).await });
+        if !std::env::args().any(|word| word == NO_TIMER) {
+            // As in every program some timer is pending, for which it costs the kernel more to wait for sockets.
+            runtime.spawn(async { tokio::time::sleep(Duration::from_secs(3600)).await });
+        }
         let target = Target {
             no_reuse: matches!(scenario.what, What::Cold { resumed: true, .. }),
             ..Target::default()
