@@ -81,12 +81,11 @@ pub(crate) async fn wait_for(
         let mut grant = wait(place, recorder, limits).await?;
         // What comes straight from its dial still holds the end of the handshake back, so that it
         // leaves with the request.
-        let is_fresh = grant.dial.is_some();
-        let Err(why) = (if is_fresh {
-            Ok(())
-        } else {
-            probe(&mut grant.lease)
-        }) else {
+        let probed = match grant.dial {
+            Some(_) => Ok(()),
+            None => probe(&mut grant.lease),
+        };
+        let Err(why) = probed else {
             return Ok(acquired(grant.lease, grant.how, grant.dial, recorder));
         };
         grant.lease.close(why);
