@@ -483,3 +483,29 @@ fn default_resolver() -> Arc<dyn Resolve> {
     let resolver = crate::dns::SystemResolver::new();
     Arc::new(resolver)
 }
+
+#[cfg(test)]
+mod tests {
+    // layering: uses this module and tls, which is below.
+    use super::*;
+    use crate::tls;
+
+    #[tokio::test]
+    async fn key_share_of_a_dial_is_replaced_once_it_is_over() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("https://{}", listener.local_addr().unwrap());
+        let pool = ConnectionPool::builder().build().unwrap();
+        let client = pool.client_builder(&url).build().unwrap();
+        // It fails, and its share has been shown all the same.
+        let server = async { drop(listener.accept().await.unwrap()) };
+        let (failed, ()) = tokio::join!(client.get("/").send(), server);
+        assert_eq!(failed.unwrap_err().kind(), crate::ErrorKind::Tls);
+        let replaced = async {
+            while tls::lacks_key_shares() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        let in_time = tokio::time::timeout(Duration::from_secs(10), replaced);
+        in_time.await.expect("it is replaced");
+    }
+}

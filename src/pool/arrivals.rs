@@ -438,6 +438,7 @@ impl DialSink for Host {
                 }
             }
         }
+        self.janitor.replace_key_shares();
         if self.shared.is_closed() {
             self.shut_down(CloseReason::PoolClosed);
         }

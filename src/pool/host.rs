@@ -224,7 +224,9 @@ impl Host {
         if self.shared.is_closed() {
             return Err(pool_closed().with_origin(self.plan.origin_text.clone()));
         }
-        dial(&self.plan, &self.shared.deps, &DialRecorder::new()).await
+        let dialled = dial(&self.plan, &self.shared.deps, &DialRecorder::new()).await;
+        self.janitor.replace_key_shares();
+        dialled
     }
 
     /// A connection or stream at once, or a place in line; `early` says that the request may travel

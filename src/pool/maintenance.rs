@@ -1,5 +1,5 @@
 //! The pool's one task per runtime: it expires what is due and looks at idle connections on which
-//! something happened. It sleeps while there is nothing to expire.
+//! something happened. It sleeps while there is nothing to expire. Between dials it has key shares made.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
@@ -10,6 +10,7 @@ use tokio::sync::Notify;
 
 use crate::clock::{deadline, now};
 use crate::sync::lock;
+use crate::tls;
 
 /// An origin as maintenance sees it.
 pub(crate) trait Tended: Send + Sync {
@@ -31,11 +32,17 @@ const NEVER: u64 = u64::MAX;
 /// milliseconds, and what they have due is spread over time.
 const REST: u32 = 20;
 
+/// Key shares are made so long after a dial: the request for which it was made has left by then, and a dial that follows
+/// soon finds one all the same.
+const SHARES_AFTER: Duration = Duration::from_millis(5);
+
 /// Keeps the origins of one runtime tidy.
 pub(crate) struct Janitor {
     runtime: Handle,
     base: Instant,
     next: AtomicU64,
+    /// When key shares are to be made.
+    shares: AtomicU64,
     woken: Mutex<Vec<Weak<dyn Tended>>>,
     notify: Notify,
     started: AtomicBool,
@@ -48,6 +55,7 @@ impl Janitor {
             runtime,
             base: now(),
             next: AtomicU64::new(NEVER),
+            shares: AtomicU64::new(NEVER),
             woken: Mutex::default(),
             notify: Notify::new(),
             started: AtomicBool::new(false),
@@ -68,6 +76,18 @@ impl Janitor {
 
     fn due(&self, at: u64) {
         if at < self.next.load(Ordering::SeqCst) && at < self.next.fetch_min(at, Ordering::SeqCst) {
+            self.notify.notify_one();
+        }
+    }
+
+    /// A dial is over: what it took of the key shares is replaced soon.
+    pub(super) fn replace_key_shares(&self) {
+        if !tls::lacks_key_shares() {
+            return;
+        }
+        let at = self.nanos(deadline(now(), SHARES_AFTER));
+        let order = Ordering::SeqCst;
+        if (self.shares.compare_exchange(NEVER, at, order, order)).is_ok() {
             self.notify.notify_one();
         }
     }
@@ -123,14 +143,23 @@ impl Janitor {
                 let took = now().saturating_duration_since(at);
                 rest_until = deadline(now(), took.saturating_mul(REST));
             }
-            let next = match self.next.load(Ordering::SeqCst) {
-                NEVER => None,
-                nanos => Some((self.base + Duration::from_nanos(nanos)).max(rest_until)),
-            };
+            if self.nanos(now()) >= self.shares.load(Ordering::SeqCst) {
+                self.shares.store(NEVER, Ordering::SeqCst);
+                tls::make_key_shares();
+            }
+            let tend = self.at(&self.next).map(|at| at.max(rest_until));
+            let next = tend.into_iter().chain(self.at(&self.shares)).min();
             tokio::select! {
                 () = self.notify.notified() => {}
                 () = sleep_until(next) => {}
             }
+        }
+    }
+
+    fn at(&self, nanos: &AtomicU64) -> Option<Instant> {
+        match nanos.load(Ordering::SeqCst) {
+            NEVER => None,
+            nanos => Some(self.base + Duration::from_nanos(nanos)),
         }
     }
 

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::io::Write;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use tokio_rustls::rustls;
@@ -17,6 +18,7 @@ use crate::error::Error;
 use crate::origin::Host;
 use crate::sync::lock;
 
+use super::key_share::Groups;
 use super::options::{TlsOptions, TlsProvider, TlsVersion};
 use super::session::{AttemptTickets, OriginTickets, RaceTickets, TicketStore};
 use super::verify::verifier;
@@ -107,41 +109,88 @@ fn provider_for(options: &TlsOptions) -> Result<Arc<CryptoProvider>, Error> {
     }
 }
 
-/// The provider is chosen here and nowhere else; the process-wide default is never touched.
-fn provider(which: TlsProvider) -> Arc<CryptoProvider> {
-    match which {
-        #[cfg(feature = "aws-lc-rs")]
-        TlsProvider::AwsLcRs => {
-            static PROVIDER: OnceLock<Arc<CryptoProvider>> = OnceLock::new();
-            let make = || Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-            PROVIDER.get_or_init(make).clone()
-        }
-        #[cfg(feature = "ring")]
-        TlsProvider::Ring => {
-            static PROVIDER: OnceLock<Arc<CryptoProvider>> = OnceLock::new();
-            let make = || Arc::new(rustls::crypto::ring::default_provider());
-            PROVIDER.get_or_init(make).clone()
-        }
+/// A provider, and the key shares that are made ahead for it.
+struct Prepared {
+    provider: Arc<CryptoProvider>,
+    groups: Groups,
+}
+
+impl Prepared {
+    fn new(mut provider: CryptoProvider) -> Self {
+        let groups = Groups::of(&mut provider, &LACKS_KEY_SHARES);
+        let provider = Arc::new(provider);
+        Self { provider, groups }
     }
 }
 
-/// The provider's first random number costs 20 to 32 ms once in a process. Draws it on a thread
-/// of its own, so that no request's handshake is charged for it.
+#[cfg(feature = "aws-lc-rs")]
+static AWS_LC_RS: OnceLock<Prepared> = OnceLock::new();
+#[cfg(feature = "ring")]
+static RING: OnceLock<Prepared> = OnceLock::new();
+
+/// The provider is chosen here and nowhere else; the process-wide default is never touched.
+fn provider(which: TlsProvider) -> Arc<CryptoProvider> {
+    let prepared = match which {
+        #[cfg(feature = "aws-lc-rs")]
+        TlsProvider::AwsLcRs => &AWS_LC_RS,
+        #[cfg(feature = "ring")]
+        TlsProvider::Ring => &RING,
+    };
+    let prepared = prepared.get_or_init(|| Prepared::new(unprepared(which)));
+    prepared.provider.clone()
+}
+
+pub(super) fn unprepared(which: TlsProvider) -> CryptoProvider {
+    match which {
+        #[cfg(feature = "aws-lc-rs")]
+        TlsProvider::AwsLcRs => rustls::crypto::aws_lc_rs::default_provider(),
+        #[cfg(feature = "ring")]
+        TlsProvider::Ring => rustls::crypto::ring::default_provider(),
+    }
+}
+
+/// A key share was taken since the last were made, or none was made yet.
+static LACKS_KEY_SHARES: AtomicBool = AtomicBool::new(true);
+
+/// Whether a key share that the next handshakes will want is still to be made.
+pub(crate) fn lacks_key_shares() -> bool {
+    LACKS_KEY_SHARES.load(Ordering::Acquire)
+}
+
+/// Makes them, which takes its time.
+pub(crate) fn make_key_shares() {
+    if LACKS_KEY_SHARES.swap(false, Ordering::AcqRel) {
+        make_used();
+    }
+}
+
+fn make_used() {
+    let used = [
+        #[cfg(feature = "aws-lc-rs")]
+        AWS_LC_RS.get(),
+        #[cfg(feature = "ring")]
+        RING.get(),
+    ];
+    for prepared in used.into_iter().flatten() {
+        prepared.groups.make();
+    }
+}
+
+/// Sees to what no request's handshake shall be charged for, on a thread of its own: the provider's first random
+/// number, which costs 20 to 32 ms once in a process, and the first key share.
 pub(crate) fn warm_provider() {
-    static ONCE: std::sync::Once = std::sync::Once::new();
-    ONCE.call_once(|| {
-        let warmed = std::thread::Builder::new()
-            .name("firstbyte-warm".into())
-            .spawn(|| {
-                let provider = provider(TlsProvider::default());
-                let _ = provider.secure_random.fill(&mut [0; 32]);
-                if let Some(group) = provider.kx_groups.first() {
-                    let _ = group.start();
-                }
-            });
-        // Without a thread to spare the first handshake pays, as it would have anyway.
-        drop(warmed);
-    });
+    if !LACKS_KEY_SHARES.swap(false, Ordering::AcqRel) {
+        return;
+    }
+    let warmed = std::thread::Builder::new()
+        .name("firstbyte-warm".into())
+        .spawn(|| {
+            let provider = provider(TlsProvider::default());
+            let _ = provider.secure_random.fill(&mut [0; 32]);
+            make_used();
+        });
+    // Without a thread to spare the first handshake pays, as it would have anyway.
+    drop(warmed);
 }
 
 /// What to offer by ALPN.
