@@ -451,6 +451,11 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Wire<T> {
         &self.io
     }
 
+    /// The transport below.
+    pub(crate) fn get_mut(&mut self) -> &mut T {
+        &mut self.io
+    }
+
     /// Whoever reads during a handshake waits for the answer to what was written.
     fn release_flight(&mut self, cx: &mut Context<'_>) {
         if self.cork == Cork::UntilRead

@@ -27,7 +27,7 @@ use crate::proxy::{self, ProxyScheme};
 use crate::sync::lock;
 use crate::tcp::{self, SocketWatch};
 use crate::timing::{Phase, TcpFacts, TlsFacts};
-use crate::tls::{self, HandshakeError, OriginTls, RaceTickets};
+use crate::tls::{Handshake, HandshakeError, RaceTickets};
 
 use super::early::Early;
 use super::info::{ConnectionInfo, OtherEnd};
@@ -220,9 +220,11 @@ async fn open_stream(
                 Security::Plain => (Stream::Plain(wire), speaks_http2(plan, None)?),
                 Security::Tls(tls) => {
                     recorder.emit(DialEvent::TlsStart);
-                    let (tls, facts) = secure(tls, &RaceTickets::default(), wire, learned).await?;
+                    let tickets = RaceTickets::default();
+                    let early = learned.early.is_some();
+                    let (tls, facts) = Handshake::new(tls, &tickets, wire, early).run().await?;
                     let until = deadline(recorder.start(), deps.connect_timeout);
-                    secured(plan, remote, tls, facts, learned, recorder, until)?
+                    secured(plan, remote, Box::new(tls), facts, learned, recorder, until)?
                 }
             }
         }
@@ -260,23 +262,6 @@ async fn walk(
 }
 
 type Tls = TlsStream<Wire<Transport>>;
-
-/// TLS with the origin; without facts if it goes on under early data.
-async fn secure(
-    tls: &OriginTls,
-    race: &RaceTickets,
-    wire: Wire<Transport>,
-    learned: Learned,
-) -> Result<(Box<Tls>, Option<TlsFacts>), HandshakeError> {
-    let (stream, facts) = match learned.early {
-        None => {
-            let (stream, facts) = tls::handshake(tls, race, wire).await?;
-            (stream, Some(facts))
-        }
-        Some(_) => tls::early_handshake(tls, race, wire).await?,
-    };
-    Ok((Box::new(stream), facts))
-}
 
 /// The stream, and whether HTTP/2 is spoken over it.
 fn secured(
@@ -321,8 +306,8 @@ async fn pass(
             tunnel(hop, plan, &mut wire).await?;
             return Ok(wire);
         };
-        let handshake = tls::handshake(tls, &RaceTickets::default(), wire).await;
-        let (mut outer, _) = handshake.map_err(|e| {
+        let handshake = Handshake::new(tls, &RaceTickets::default(), wire, false);
+        let (mut outer, _) = handshake.run().await.map_err(|e| {
             let cause = Error::from(e).without_phase();
             Error::new(ErrorKind::Proxy, "TLS with the proxy").with_source(cause)
         })?;
@@ -429,27 +414,32 @@ async fn reach(
                 }
                 opened => opened,
             };
-            let (transport, tcp) = transport.map_err(|e| {
-                if tcp::is_exhausted(&e) || tcp::is_local(&e) {
-                    AttemptError::Local(e)
-                } else {
-                    AttemptError::Transport(e)
-                }
-            })?;
-            // With Fast Open the socket does not know its peer yet.
+            let (transport, mut tcp) = transport.map_err(failed_to_open)?;
+            // The socket may not know its peer yet.
             let ours = tcp.is_some().then_some(PeerAddr::Ip(addr));
-            let (end, wire) = wired(transport, ours);
-            let fast_open = tcp.as_ref().is_some_and(|facts| facts.fast_open);
+            let (end, mut wire) = wired(transport, ours);
             let what = match through {
-                None => ReachedWhat::Wire(wire),
+                None => {
+                    established(plan, &mut wire, &mut tcp).await?;
+                    ReachedWhat::Wire(wire)
+                }
                 Some(tls) => {
-                    progress.established(fast_open);
-                    let mut learned = learned;
-                    if fast_open && lock(&plan.memory).known(now()).winner != Some(addr.ip()) {
-                        // Nothing at all would have come from an address before it had won.
-                        learned.early = None;
+                    let fast_open = tcp.as_ref().is_some_and(|facts| facts.fast_open);
+                    let is_winner = lock(&plan.memory).known(now()).winner == Some(addr.ip());
+                    // Nothing at all would have come from an address before it had won.
+                    let early = learned.early.is_some() && (is_winner || !fast_open);
+                    // A ClientHello is made while the SYN is on its way, unless a ticket would be
+                    // spent on an address that may never answer.
+                    let is_ahead = (is_winner || !tls.has_tickets()) && is_on_its_way(&mut wire);
+                    if !is_ahead {
+                        established(plan, &mut wire, &mut tcp).await?;
                     }
-                    let secured = secure(tls, &tickets, wire, learned).await;
+                    let mut handshake = Handshake::new(tls, &tickets, wire, early);
+                    if is_ahead {
+                        established(plan, handshake.get_mut(), &mut tcp).await?;
+                    }
+                    progress.established(fast_open);
+                    let secured = handshake.run().await;
                     if fast_open && !end.is_syn_data_acked() {
                         lock(&plan.memory).fast_open_failed(now());
                     }
@@ -457,7 +447,7 @@ async fn reach(
                         HandshakeError::Lost(error) => AttemptError::HandshakeLost(error),
                         HandshakeError::Refused(error) => AttemptError::Final(error),
                     })?;
-                    ReachedWhat::Secured(stream, facts)
+                    ReachedWhat::Secured(Box::new(stream), facts)
                 }
             };
             Ok(Reached { end, tcp, what })
@@ -485,7 +475,7 @@ async fn reach(
     Ok(reached)
 }
 
-/// A transport to one address: by the user's dialer, or TCP.
+/// A transport to one address: by the user's dialer, or a socket that may not be [`established`] yet.
 async fn open(
     plan: &Plan,
     deps: &Deps,
@@ -498,8 +488,36 @@ async fn open(
     // The first bytes are then those of a handshake: plain http would begin with a request, which must
     // not be delivered twice.
     let fast_open = may_fast_open && plan.tcp.fast_open && lock(&plan.memory).may_fast_open(now());
-    let (stream, facts) = tcp::connect(target.addr, &plan.tcp, fast_open).await?;
+    let (stream, facts) = tcp::begin(target.addr, &plan.tcp, fast_open)?;
     Ok((Transport::Tcp(stream), Some(facts)))
+}
+
+/// Waits until a socket of ours is connected; the user's dialer has done so.
+async fn established(
+    plan: &Plan,
+    wire: &mut Wire<Transport>,
+    tcp: &mut Option<TcpFacts>,
+) -> Result<(), AttemptError> {
+    match (wire.get_mut(), tcp) {
+        (Transport::Tcp(stream), Some(facts)) => {
+            let established = tcp::established(stream, &plan.tcp, facts).await;
+            established.map_err(failed_to_open)
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whether it is a socket whose peer has not answered yet.
+fn is_on_its_way(wire: &mut Wire<Transport>) -> bool {
+    matches!(wire.get_mut(), Transport::Tcp(stream) if stream.peer_addr().is_err())
+}
+
+fn failed_to_open(error: io::Error) -> AttemptError {
+    if tcp::is_exhausted(&error) || tcp::is_local(&error) {
+        AttemptError::Local(error)
+    } else {
+        AttemptError::Transport(error)
+    }
 }
 
 #[cfg(unix)]

@@ -11,11 +11,11 @@ use crate::timing::{TcpFacts, UnappliedOption};
 
 use super::options::TcpOptions;
 
-/// Connects to one address. Dropping the future closes the socket.
+/// Starts to connect to one address; [`established`] says how it went. Dropping the stream closes the socket.
 ///
-/// With `fast_open` it returns at once if the address has given a cookie: the SYN then leaves with
+/// With `fast_open`, to an address that has given a cookie, there is nothing to wait for: the SYN then leaves with
 /// the first write.
-pub(crate) async fn connect(
+pub(crate) fn begin(
     addr: SocketAddr,
     options: &TcpOptions,
     fast_open: bool,
@@ -43,6 +43,15 @@ pub(crate) async fn connect(
     apply_to_connection(SockRef::from(&socket), options, &mut facts.unapplied);
     let stream = TcpStream::from_std(socket.into())?;
     facts.fast_open = fast_open && connected && super::info::is_unsent_syn(&stream);
+    Ok((stream, facts))
+}
+
+/// Waits for the peer, if there is something to wait for.
+pub(crate) async fn established(
+    stream: &TcpStream,
+    options: &TcpOptions,
+    facts: &mut TcpFacts,
+) -> io::Result<()> {
     if !facts.fast_open {
         // Writable means connected or failed; which of the two, the socket knows.
         stream.writable().await?;
@@ -52,10 +61,10 @@ pub(crate) async fn connect(
     }
     #[cfg(target_os = "linux")]
     if options.quickack {
-        let set = SockRef::from(&stream).set_tcp_quickack(true);
+        let set = SockRef::from(stream).set_tcp_quickack(true);
         note(&mut facts.unapplied, "quickack", set);
     }
-    Ok((stream, facts))
+    Ok(())
 }
 
 /// An error of this machine's own addresses and devices, which closing connections would not change.
@@ -281,6 +290,16 @@ mod tests {
     use super::super::options::Keepalive;
     use super::*;
     use std::time::Duration;
+
+    async fn connect(
+        addr: SocketAddr,
+        options: &TcpOptions,
+        fast_open: bool,
+    ) -> io::Result<(TcpStream, TcpFacts)> {
+        let (stream, mut facts) = begin(addr, options, fast_open)?;
+        established(&stream, options, &mut facts).await?;
+        Ok((stream, facts))
+    }
 
     async fn listener() -> (tokio::net::TcpListener, SocketAddr) {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -307,15 +307,25 @@ pub(crate) struct OriginTls {
 }
 
 impl OriginTls {
-    /// The configuration of one attempt to connect.
-    pub(super) fn attempt(&self, race: &RaceTickets, early_data: bool) -> Arc<ClientConfig> {
+    /// Whether a handshake would resume an earlier one.
+    pub(crate) fn has_tickets(&self) -> bool {
+        (self.tickets.as_ref()).is_some_and(|tickets| tickets.len() > 0)
+    }
+
+    /// The configuration of one attempt to connect, and its tickets.
+    pub(super) fn attempt(
+        &self,
+        race: &RaceTickets,
+        early_data: bool,
+    ) -> (Arc<ClientConfig>, Option<Arc<AttemptTickets>>) {
         let mut config = ClientConfig::clone(&self.config);
         config.enable_early_data = early_data && self.early_data;
-        if let Some(store) = &self.tickets {
-            let tickets = AttemptTickets::new(store.clone(), race.clone());
-            config.resumption = Resumption::store(Arc::new(tickets));
-        }
-        Arc::new(config)
+        let tickets = self.tickets.as_ref().map(|store| {
+            let tickets = Arc::new(AttemptTickets::new(store.clone(), race.clone()));
+            config.resumption = Resumption::store(tickets.clone());
+            tickets
+        });
+        (Arc::new(config), tickets)
     }
 }
 

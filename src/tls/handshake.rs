@@ -2,11 +2,12 @@
 
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Waker};
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::client::TlsStream;
-use tokio_rustls::{TlsConnector, rustls};
+use tokio_rustls::{Connect, TlsConnector, rustls};
 
 use rustls::{CertificateError, HandshakeKind, InvalidMessage, ProtocolVersion};
 
@@ -14,7 +15,7 @@ use crate::error::{Error, ErrorKind, escape_peer_text};
 use crate::timing::{EarlyData, Phase, TlsFacts};
 
 use super::config::OriginTls;
-use super::session::RaceTickets;
+use super::session::{AttemptTickets, RaceTickets};
 
 /// Why a handshake failed.
 #[derive(Debug)]
@@ -33,38 +34,39 @@ impl From<HandshakeError> for Error {
     }
 }
 
-/// Performs the handshake over `io`. No byte of a request has been written when it fails.
-pub(crate) async fn handshake<S>(
-    tls: &OriginTls,
-    race: &RaceTickets,
-    io: S,
-) -> Result<(TlsStream<S>, TlsFacts), HandshakeError>
-where
-    S: AsyncRead + AsyncWrite + Unpin,
-{
-    let connector = TlsConnector::from(tls.attempt(race, false));
-    let connect = connector.connect(tls.server_name.clone(), io);
-    let stream = connect.into_fallible().await.map_err(refuse)?;
-    let facts = facts(stream.get_ref().1, EarlyData::NotOffered);
-    Ok((stream, facts))
+/// A handshake whose first message is made and has not been sent.
+pub(crate) struct Handshake<S> {
+    connect: Connect<S>,
+    tickets: Option<Arc<AttemptTickets>>,
 }
 
-/// The same, but if there is a ticket that allows early data it returns before anything was sent:
-/// without facts, and what is written next travels with the first flight.
-pub(crate) async fn early_handshake<S>(
-    tls: &OriginTls,
-    race: &RaceTickets,
-    io: S,
-) -> Result<(TlsStream<S>, Option<TlsFacts>), HandshakeError>
-where
-    S: AsyncRead + AsyncWrite + Unpin,
-{
-    let connector = TlsConnector::from(tls.attempt(race, true)).early_data(true);
-    let connect = connector.connect(tls.server_name.clone(), io);
-    let stream = connect.into_fallible().await.map_err(refuse)?;
-    let session = stream.get_ref().1;
-    let facts = (!session.is_handshaking()).then(|| facts(session, EarlyData::NotOffered));
-    Ok((stream, facts))
+impl<S: AsyncRead + AsyncWrite + Unpin> Handshake<S> {
+    /// Makes the ClientHello, for a stream that need not be connected yet. Takes a ticket, if there is one and no
+    /// other attempt of the `race` has sent one; with `early_data`, and a ticket that allows it, what is written after
+    /// [`run`](Self::run) travels with the first flight.
+    pub(crate) fn new(tls: &OriginTls, race: &RaceTickets, io: S, early_data: bool) -> Self {
+        let (config, tickets) = tls.attempt(race, early_data);
+        let connector = TlsConnector::from(config).early_data(early_data);
+        let connect = connector.connect(tls.server_name.clone(), io);
+        Self { connect, tickets }
+    }
+
+    pub(crate) fn get_mut(&mut self) -> &mut S {
+        self.connect.get_mut().expect("it has not run yet")
+    }
+
+    /// Performs it, over what is connected now. No byte of a request has been written when it fails. With early data
+    /// it returns before anything was sent, and without facts.
+    pub(crate) async fn run(self) -> Result<(TlsStream<S>, Option<TlsFacts>), HandshakeError> {
+        if let Some(tickets) = self.tickets {
+            tickets.connected();
+        }
+        let stream = self.connect.into_fallible().await.map_err(refuse)?;
+        let session = stream.get_ref().1;
+        let is_over = !session.is_handshaking();
+        let facts = is_over.then(|| facts(session, EarlyData::NotOffered));
+        Ok((stream, facts))
+    }
 }
 
 /// Lets our alert leave, as far as that is possible without waiting, and says what went wrong.

@@ -18,7 +18,7 @@ mod verify;
 pub(crate) use config::{
     Alpn, Identities, OriginTls, lacks_key_shares, make_key_shares, warm_provider,
 };
-pub(crate) use handshake::{HandshakeError, early_handshake, explain, handshake, late_facts};
+pub(crate) use handshake::{Handshake, HandshakeError, explain, late_facts};
 pub use options::{TlsOptions, TlsProvider, TlsVersion, danger};
 pub use session::TicketStore;
 pub(crate) use session::{OriginTickets, RaceTickets};
