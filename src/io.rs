@@ -259,6 +259,8 @@ pub(crate) struct Traffic {
     pub(crate) received: AtomicU64,
     /// It waits for something before anything of it is sent.
     pub(crate) is_held: AtomicBool,
+    /// A part of a response has come.
+    pub(crate) is_answered: AtomicBool,
 }
 
 impl Traffic {

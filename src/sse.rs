@@ -81,6 +81,7 @@ pub struct EventDecoder {
     name: Text,
     data: Data,
     event_retry: Option<Duration>,
+    event_id: Option<Text>,
     bytes: usize,
     /// Of the stream.
     last_id: Text,
@@ -112,6 +113,7 @@ impl EventDecoder {
             name: Text::default(),
             data: Data::None,
             event_retry: None,
+            event_id: None,
             bytes: 0,
             last_id: Text::default(),
             retry: None,
@@ -124,7 +126,8 @@ impl EventDecoder {
         self
     }
 
-    /// The last id that the server has sent; empty if there was none. For `Last-Event-ID`.
+    /// The id of the last event that was complete, one without data included; empty if there was none. For
+    /// `Last-Event-ID`: a server that goes on behind it repeats an event that was cut off.
     pub fn last_event_id(&self) -> &str {
         &self.last_id
     }
@@ -205,7 +208,7 @@ impl EventDecoder {
                 self.bytes += value.len();
                 self.name = Text::decode(value);
             }
-            b"id" if !value.contains(&0) => self.last_id = Text::decode(value),
+            b"id" if !value.contains(&0) => self.event_id = Some(Text::decode(value)),
             b"retry" => {
                 if let Some(millis) = number(&value) {
                     self.event_retry = Some(Duration::from_millis(millis));
@@ -241,6 +244,9 @@ impl EventDecoder {
         self.bytes = 0;
         let name = std::mem::take(&mut self.name);
         let retry = self.event_retry.take();
+        if let Some(id) = self.event_id.take() {
+            self.last_id = id;
+        }
         let data = match std::mem::replace(&mut self.data, Data::None) {
             Data::None => return None,
             Data::Line(line) => line,
@@ -305,11 +311,12 @@ fn by_the_rules(input: &[u8]) -> (Vec<Item>, String, Option<u128>) {
     let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
     let text = text.replace("\r\n", "\n").replace('\r', "\n");
     let owned = |text: &str| Text::from(text);
-    let (mut items, mut id, mut reconnection) = (Vec::new(), String::new(), None);
+    let (mut items, mut last_id, mut reconnection) = (Vec::new(), String::new(), None);
+    let mut id = String::new();
     let (mut data, mut event, mut retry) = (String::new(), String::new(), None);
     // What follows the last end of line is no line.
     let Some((whole, _)) = text.rsplit_once('\n') else {
-        return (items, id, reconnection);
+        return (items, last_id, reconnection);
     };
     for line in whole.split('\n') {
         let (field, value) = match line.split_once(':') {
@@ -318,6 +325,7 @@ fn by_the_rules(input: &[u8]) -> (Vec<Item>, String, Option<u128>) {
         };
         match field {
             "" if line.is_empty() => {
+                last_id.clone_from(&id);
                 if !data.is_empty() {
                     data.pop();
                     let name = if event.is_empty() { "message" } else { &event };
@@ -345,7 +353,7 @@ fn by_the_rules(input: &[u8]) -> (Vec<Item>, String, Option<u128>) {
             _ => {}
         }
     }
-    (items, id, reconnection)
+    (items, last_id, reconnection)
 }
 
 #[cfg(test)]
@@ -422,6 +430,18 @@ mod tests {
         assert_eq!(names, ["test", "message", "b", "message", "message"]);
         assert_eq!(events("id: 1\0\ndata: x\n\nid: 2\n\ndata: y\n\n")[1].2, "2");
         assert_eq!(events("id: 1\0\ndata: x\n\n")[0].2, "");
+        // An event that is cut off has not been had: its id is not the last.
+        for (stream, last) in [
+            ("id: 1\ndata: a\n\nid: 2\ndata: b\n", "1"),
+            ("id: 7\n", ""),
+            ("id: 7\n\n", "7"),
+            ("id: 7\ndata: a\n\nid\n\n", ""),
+        ] {
+            let mut decoder = EventDecoder::new();
+            let mut chunk = Bytes::from(stream);
+            while decoder.decode(&mut chunk).unwrap().is_some() {}
+            assert_eq!(decoder.last_event_id(), last, "{stream:?}");
+        }
     }
 
     #[test]

@@ -4,12 +4,17 @@
 mod common;
 mod support;
 
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use firstbyte::io::{BoxFuture, Dial, DialTarget, Transport};
 use firstbyte::sse::Item;
 use firstbyte::{Client, Error, ErrorKind, EventStream, Protocols, Response};
 use support::h1_peer::H1Conn;
 use support::sim::{self, Sim};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::task::coop::poll_proceed;
 use tokio::time::sleep;
 
 const HEADERS: u8 = 1;
@@ -360,4 +365,67 @@ async fn event_without_an_end_is_refused_at_its_bound() {
         let (all, error) = collect(&mut stream.max_event_bytes(150)).await;
         assert_eq!((all.len(), error.unwrap().kind()), (1, ErrorKind::TooLarge));
     }
+}
+
+/// Comments that never end, each there as soon as it is asked for.
+struct Chatter(bool);
+
+impl AsyncRead for Chatter {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        let turn = ready!(poll_proceed(cx));
+        if self.0 {
+            while buf.remaining() >= 2 {
+                buf.put_slice(b":\n");
+            }
+        } else {
+            buf.put_slice(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n");
+            self.0 = true;
+        }
+        turn.made_progress();
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Chatter {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<std::io::Result<usize>> {
+        Poll::Ready(Ok(buf.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+struct Chatters;
+
+impl Dial for Chatters {
+    fn dial(&self, _: DialTarget) -> BoxFuture<'static, std::io::Result<Transport>> {
+        Box::pin(std::future::ready(Ok(Transport::custom(Chatter(false)))))
+    }
+}
+
+#[tokio::test]
+async fn comments_without_a_pause_do_not_put_the_event_timeout_off() {
+    let pool = firstbyte::ConnectionPool::builder().dialer(Chatters);
+    let pool = pool.build().unwrap();
+    let client = pool.client_builder("http://127.0.0.1");
+    let client = client.protocols(Protocols::Http1).build().unwrap();
+    let events = ask(&client).await.events().unwrap();
+    let mut events = events.event_timeout(millis(100));
+    let next = tokio::spawn(async move { events.next().await });
+    let next = tokio::time::timeout(millis(20_000), next);
+    let error = next.await.expect("in time").unwrap().unwrap().unwrap_err();
+    assert!(error.is_timeout(), "{error}");
 }

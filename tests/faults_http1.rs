@@ -1021,6 +1021,8 @@ async fn chunks_are_taken_strictly() {
         b"5\r\nhello\r\n0\r\na: b\r\n c\r\n\r\n",
         b"5\r\nhello\r\n0\r\n\n\r\n\r\n",
         b"5\r\nhello\r\n0\r\na: b\n\r\n\r\n",
+        b"5\r\nhello\r\n0\r\n\n",
+        b"5\r\nhello\r\n0\r\na: b\n\n",
     ] {
         let bytes = [CHUNKED.as_bytes(), chunks].concat();
         assert_refused(&bytes, ErrorKind::Protocol, Phase::Receive).await;

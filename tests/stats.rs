@@ -7,6 +7,7 @@ use common::{BOTH, World, eventually, in_time, join_all};
 use firstbyte::{CloseReason, Limits, Protocols};
 use support::gate::Gate;
 use support::server::Reply;
+use support::sim::{self, Sim};
 
 /// Hundreds of requests: alone and at once, read to the end, dropped, cancelled, closed by the
 /// peer, killed while idle.
@@ -138,4 +139,36 @@ async fn overhead_saved_is_what_the_very_connection_had_cost() {
         assert_eq!(client.stats().connections_created, 0);
     })
     .await;
+}
+
+/// The server dies under a request: a call that has been on a connection is counted with what it did, though its last
+/// attempt got none.
+#[tokio::test(start_paused = true)]
+async fn call_whose_retry_gets_no_connection_is_counted_by_the_one_it_had() {
+    let sim = Sim::http1(|mut conn, _| async move {
+        conn.read_head().await;
+        conn.send("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+            .await;
+        conn.read_head().await;
+    });
+    let pool = sim.pool(|pool| pool);
+    let client = sim::client(&pool, Protocols::Http1);
+    client.get("/").send().await.unwrap();
+    sim.refuse(1);
+    client.get("/").send().await.unwrap_err();
+    let stats = pool.stats();
+    assert_eq!((sim.dials(), stats.dials_failed), (2, 1));
+    assert_eq!(
+        (stats.total_requests, stats.retries, stats.unserved),
+        (2, 1, 0)
+    );
+
+    // One that never had any is another matter.
+    sim.refuse(1);
+    client.get("/").send().await.unwrap_err();
+    let stats = pool.stats();
+    assert_eq!(
+        (stats.total_requests, stats.retries, stats.unserved),
+        (2, 1, 1)
+    );
 }

@@ -181,6 +181,9 @@ impl EventStream {
             State::Ending => return self.poll_end(cx).map(|()| None),
             State::Ended => return Poll::Ready(None),
         }
+        if self.patience.is_some() {
+            self.waits_since.get_or_insert_with(now);
+        }
         loop {
             match self.decoder.decode(&mut self.chunk) {
                 Ok(Some(Item::Event(event))) => {
@@ -197,6 +200,10 @@ impl EventStream {
                 Ok(Some(item)) => {
                     // Until it is asked for more, the time is the caller's.
                     self.stop_waiting();
+                    // Where comments come without a pause nothing else would look.
+                    if self.patience.is_some_and(|limit| self.waited >= limit) {
+                        return Poll::Ready(Some(Err(self.out_of_time())));
+                    }
                     self.timing.comments += 1;
                     return Poll::Ready(Some(Ok(item)));
                 }
@@ -226,10 +233,7 @@ impl EventStream {
                 }
                 Poll::Pending => {
                     ready!(self.poll_alarm(cx));
-                    let limit = self.patience.unwrap_or_default();
-                    let message = format!("no event came for {limit:?}, the event timeout");
-                    let error = Error::new(ErrorKind::Timeout, message);
-                    return Poll::Ready(Some(Err(self.fail(error))));
+                    return Poll::Ready(Some(Err(self.out_of_time())));
                 }
             }
         }
@@ -240,7 +244,7 @@ impl EventStream {
         &self.timing
     }
 
-    /// The last id that the server has sent, for `Last-Event-ID`; empty if there was none.
+    /// The id of the last event that was complete, for `Last-Event-ID`; empty if there was none.
     pub fn last_event_id(&self) -> &str {
         self.decoder.last_event_id()
     }
@@ -260,12 +264,15 @@ impl EventStream {
         let Some(limit) = self.patience else {
             return Poll::Pending;
         };
-        if self.alarm.is_none() {
-            self.waits_since = Some(now());
-        }
         let left = limit.saturating_sub(self.waited);
         let alarm = self.alarm.get_or_insert_with(|| Box::pin(sleep(left)));
         alarm.as_mut().poll(cx)
+    }
+
+    fn out_of_time(&mut self) -> Error {
+        let limit = self.patience.unwrap_or_default();
+        let message = format!("no event came for {limit:?}, the event timeout");
+        self.fail(Error::new(ErrorKind::Timeout, message))
     }
 
     fn stop_waiting(&mut self) {

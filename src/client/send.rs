@@ -12,15 +12,17 @@ use std::pin::{Pin, pin};
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
 use http::header::{EXPECT, HeaderValue};
 use http::uri::Authority;
 use tokio::runtime::{Handle, Id as RuntimeId};
+use tokio::time::timeout_at;
 
 use crate::clock::{deadline, now};
-use crate::connection::{ConnectOptions, Early, Protocols};
+use crate::connection::{ConnectOptions, ConnectionInfo, Early, Protocols};
 use crate::error::{Error, ErrorKind, ReplaySafety};
 use crate::event::{RequestEvent, RequestRecorder};
 use crate::http1::RequestHead;
@@ -231,6 +233,8 @@ struct Sending<'a> {
     counters: [Option<&'a Counters>; 2],
     secure: bool,
     counted: bool,
+    /// What the attempts before this one went over.
+    earlier: Option<(ConnectionInfo, ConnectionUse)>,
 }
 
 impl Sending<'_> {
@@ -242,6 +246,15 @@ impl Sending<'_> {
         &mut self.call().recorder
     }
 
+    /// Before another attempt, which may get none.
+    fn note_connection(&mut self) {
+        let call = self.call();
+        if let Some(info) = call.connection.take() {
+            let how = call.recorder.connection_use();
+            self.earlier = how.map(|how| (info, how));
+        }
+    }
+
     /// Counts the call, once.
     fn count(&mut self) {
         if std::mem::replace(&mut self.counted, true) {
@@ -250,7 +263,9 @@ impl Sending<'_> {
         let Some(call) = &self.call else { return };
         let recorder = &call.recorder;
         let counters = self.counters.into_iter().flatten();
-        let (Some(info), Some(how)) = (&call.connection, recorder.connection_use()) else {
+        let current = call.connection.as_ref().zip(recorder.connection_use());
+        let earlier = || self.earlier.as_ref().map(|(info, how)| (info, *how));
+        let Some((info, how)) = current.or_else(earlier) else {
             counters.for_each(Counters::unserved);
             return;
         };
@@ -319,6 +334,7 @@ pub(crate) async fn send(
         counters: [Some(pool.counters()), client_counters],
         secure: route.origin.is_https(),
         counted: false,
+        earlier: None,
     };
     let call = sending.call();
     let total = call.options.timeouts.total;
@@ -336,9 +352,9 @@ pub(crate) async fn send(
     // Of the attempts before: a later one that was not sent does not make them undone.
     let mut known = ReplaySafety::NotSent;
     loop {
+        sending.note_connection();
         let call = sending.call();
         call.recorder.emit(RequestEvent::AttemptStart);
-        call.connection = None;
         call.take_body();
         let timeouts = &call.options.timeouts;
         let limits = WaitLimits {
@@ -596,6 +612,8 @@ impl Expired {
         let phase = call.recorder.timing().current_phase();
         let safety = if traffic.is_held.load(Relaxed) {
             ReplaySafety::NotSent
+        } else if traffic.is_answered.load(Relaxed) {
+            ReplaySafety::Processed
         } else {
             ReplaySafety::MaybeProcessed
         };
@@ -617,39 +635,68 @@ impl Expired {
 /// Bounds the exchange by the total timeout and by `first_byte`, which starts again whenever the
 /// upload moves. Pinned by its caller: a future that is moved in would be kept in several copies.
 async fn bounded<F: Future>(
-    mut exchange: Pin<&mut F>,
+    exchange: Pin<&mut F>,
     first_byte: Option<Duration>,
     until: Option<(Instant, Duration)>,
     traffic: &Traffic,
     doubter: Option<Doubter>,
 ) -> Result<F::Output, Expired> {
-    let sent = &traffic.body_sent;
-    let mut seen = sent.load(Relaxed);
-    let mut progress_at = now();
+    if until.is_some_and(|(at, _)| at <= now()) {
+        // To get here took all the time there was, and nothing has been sent yet.
+        traffic.is_held.store(true, Relaxed);
+        let limit = until.map(|(_, limit)| limit).unwrap_or_default();
+        let what = "timeout";
+        return Err(Expired { what, limit });
+    }
+    let mut watched = Watched {
+        exchange,
+        traffic,
+        sent: 0,
+        progress_at: now(),
+    };
     loop {
-        let first_byte =
-            first_byte.map(|limit| (deadline(progress_at, limit), limit, "first_byte timeout"));
+        let first_byte_at = |watched: &Watched<'_, F>| {
+            first_byte.map(|limit| (deadline(watched.progress_at, limit), limit))
+        };
         let total = until.map(|(at, limit)| (at, limit, "timeout"));
+        let first_byte =
+            first_byte_at(&watched).map(|(at, limit)| (at, limit, "first_byte timeout"));
         let Some((at, limit, what)) = first_byte.into_iter().chain(total).min_by_key(|t| t.0)
         else {
-            return Ok(exchange.await);
+            return Ok(watched.await);
         };
-        tokio::select! {
-            biased;
-            output = &mut exchange => return Ok(output),
-            () = tokio::time::sleep_until(at.into()) => {
-                let now_sent = sent.load(Relaxed);
-                if what == "timeout" || now_sent == seen {
-                    // Before the stream is given back, and given to somebody else.
-                    if let Some(doubter) = doubter {
-                        doubter.doubt();
-                    }
-                    return Err(Expired { what, limit });
-                }
-                // It moved at some time since; the next look is a whole limit later.
-                seen = now_sent;
-                progress_at = now();
-            }
+        // Not `select!`: a task that has used its turn up would never see the timer.
+        if let Ok(output) = timeout_at(at.into(), &mut watched).await {
+            return Ok(output);
         }
+        let has_moved = first_byte_at(&watched).is_some_and(|(later, _)| later > at);
+        if what == "timeout" || !has_moved {
+            // Before the stream is given back, and given to somebody else.
+            if let Some(doubter) = doubter {
+                doubter.doubt();
+            }
+            return Err(Expired { what, limit });
+        }
+    }
+}
+
+/// An exchange, and when its upload moved last.
+struct Watched<'a, F> {
+    exchange: Pin<&'a mut F>,
+    traffic: &'a Traffic,
+    sent: u64,
+    progress_at: Instant,
+}
+
+impl<F: Future> Future for Watched<'_, F> {
+    type Output = F::Output;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        let polled = self.exchange.as_mut().poll(cx);
+        let sent = self.traffic.body_sent.load(Relaxed);
+        if std::mem::replace(&mut self.sent, sent) != sent {
+            self.progress_at = now();
+        }
+        polled
     }
 }

@@ -143,6 +143,15 @@ impl ChunkedDecoder {
             if buffer.len() > MAX_TRAILER_BYTES {
                 return Err("trailers are too large");
             }
+            // Who ends lines so would wait for us for ever.
+            let mut lines = memchr::memchr_iter(b'\n', &buffer[from..]);
+            if lines.any(|at| {
+                (from + at)
+                    .checked_sub(1)
+                    .is_none_or(|cr| buffer[cr] != b'\r')
+            }) {
+                return Err("trailers are malformed");
+            }
             self.searched = buffer.len();
             return Ok(Decoded::Incomplete);
         };

@@ -12,6 +12,7 @@ use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, Method, StatusCode, Version};
 use http_body::Frame;
 use tokio::io::{AsyncReadExt, ReadBuf};
+use tokio::task::coop;
 use tokio::time::{Sleep, sleep};
 
 use crate::body::Body;
@@ -540,7 +541,16 @@ impl<S: Carrier> Exchange<'_, S> {
     ) -> Poll<Result<Accepted, Error>> {
         loop {
             self.poll_upload(cx, body, recorder)?;
-            if let Some(done) = ready!(self.poll_head(cx, recorder))? {
+            let head = if self.upload.is_done() || coop::has_budget_remaining() {
+                self.poll_head(cx, recorder)
+            } else {
+                // The upload has used the task's turn up, as it may the next ones: the answer would not be seen.
+                pin!(coop::unconstrained(poll_fn(
+                    |cx| self.poll_head(cx, recorder)
+                )))
+                .poll(cx)
+            };
+            if let Some(done) = ready!(head)? {
                 return Poll::Ready(Ok(done));
             }
             // An informational response, and perhaps the one that the body waits for.
@@ -651,6 +661,7 @@ impl<S: Carrier> Exchange<'_, S> {
     fn count(&self, traffic: &Traffic) {
         let io = &self.connection.io;
         traffic.body_sent.store(self.upload.body_sent, Relaxed);
+        traffic.is_answered.store(self.is_answered(), Relaxed);
         traffic
             .sent
             .store(io.bytes_written() - self.written_before, Relaxed);
@@ -754,8 +765,13 @@ impl<S: Carrier> Exchange<'_, S> {
         }
     }
 
+    /// A part of a response has come.
+    fn is_answered(&self) -> bool {
+        !self.connection.buffer.is_empty() || self.informational > 0
+    }
+
     fn error(&self, error: Error) -> Error {
-        let replay = if !self.connection.buffer.is_empty() || self.informational > 0 {
+        let replay = if self.is_answered() {
             ReplaySafety::Processed
         } else if self.connection.io.bytes_written() == self.written_before {
             ReplaySafety::NotSent

@@ -208,6 +208,7 @@ impl<L: Send + 'static> Exchange<L> {
             match ready!(self.poll_arrived(cx, arrival)) {
                 Arrived::Informational(interim) => {
                     let interim = interim.map_err(|e| self.fail(e, arrival))?;
+                    traffic.is_answered.store(true, Relaxed);
                     self.informed(&interim, recorder)?;
                 }
                 Arrived::Final(response) => {

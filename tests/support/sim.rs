@@ -64,20 +64,34 @@ impl Sim {
 
     /// Peers that answer every request with `ok`.
     pub fn sound(protocols: Protocols) -> Self {
+        Self::counting(protocols, &Arc::default())
+    }
+
+    /// The same, and they count the heads that they read.
+    pub fn counting(protocols: Protocols, heads: &Arc<AtomicUsize>) -> Self {
+        let heads = heads.clone();
         if protocols == Protocols::Http1 {
-            return Self::http1(|mut conn, _| async move {
-                while !conn.read_head().await.is_empty() {
-                    conn.send("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
-                        .await;
+            return Self::http1(move |mut conn, _| {
+                let heads = heads.clone();
+                async move {
+                    while !conn.read_head().await.is_empty() {
+                        heads.fetch_add(1, Ordering::SeqCst);
+                        conn.send("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
+                            .await;
+                    }
                 }
             });
         }
-        Self::http2(|mut conn, _| async move {
-            conn.handshake(&[]).await;
-            while let Some(head) = conn.read_kind(HEADERS).await {
-                conn.headers(head.stream, &[(":status", "200")], false)
-                    .await;
-                conn.data(head.stream, "ok", true).await;
+        Self::http2(move |mut conn, _| {
+            let heads = heads.clone();
+            async move {
+                conn.handshake(&[]).await;
+                while let Some(head) = conn.read_kind(HEADERS).await {
+                    heads.fetch_add(1, Ordering::SeqCst);
+                    conn.headers(head.stream, &[(":status", "200")], false)
+                        .await;
+                    conn.data(head.stream, "ok", true).await;
+                }
             }
         })
     }
