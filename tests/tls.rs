@@ -3,11 +3,14 @@
 mod common;
 mod support;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use base64::Engine;
 use common::{World, eventually, in_time};
+use firstbyte::io::{BoxFuture, Dial, DialTarget, Transport};
 use firstbyte::tls::danger::{self, ServerCertVerifier};
 use firstbyte::tls::{TlsOptions, TlsProvider, TlsVersion};
 use firstbyte::{Client, ErrorKind, Phase, Protocols, ReplaySafety, Response};
@@ -255,6 +258,8 @@ async fn either_provider_can_be_chosen_and_options_it_lacks_are_refused() {
 struct Noting {
     asked: AtomicUsize,
     inner: Arc<rustls::client::WebPkiServerVerifier>,
+    /// So long it takes to say what a ClientHello offers.
+    thinks: Duration,
 }
 
 impl ServerCertVerifier for Noting {
@@ -286,6 +291,7 @@ impl ServerCertVerifier for Noting {
         self.inner.verify_tls13_signature(message, cert, dss)
     }
     fn supported_verify_schemes(&self) -> Vec<danger::SignatureScheme> {
+        std::thread::sleep(self.thinks);
         self.inner.supported_verify_schemes()
     }
 }
@@ -306,6 +312,7 @@ async fn verifier_of_ones_own_decides_alone_and_its_connections_are_nobody_elses
         let verifier = Arc::new(Noting {
             asked: AtomicUsize::new(0),
             inner: inner.build().unwrap(),
+            thinks: Duration::ZERO,
         });
         let options = danger::with_verifier(TlsOptions::new(), verifier.clone());
         let url = server.url("/");
@@ -320,6 +327,7 @@ async fn verifier_of_ones_own_decides_alone_and_its_connections_are_nobody_elses
             Arc::new(Noting {
                 asked: AtomicUsize::new(0),
                 inner: verifier.inner.clone(),
+                thinks: Duration::ZERO,
             }),
         );
         assert_ne!(options, another);
@@ -448,4 +456,45 @@ fn provider_is_the_one_whose_feature_is_on() {
         "Ring"
     };
     assert_eq!(default, expected);
+}
+
+/// Connects as anybody would.
+struct Plainly(SocketAddr);
+
+impl Dial for Plainly {
+    fn dial(&self, _: DialTarget) -> BoxFuture<'static, std::io::Result<Transport>> {
+        let addr = self.0;
+        Box::pin(async move {
+            let stream = tokio::net::TcpStream::connect(addr).await?;
+            Ok(Transport::Tcp(stream))
+        })
+    }
+}
+
+#[tokio::test]
+async fn making_the_first_message_is_no_time_of_the_tcp_handshake() {
+    in_time(async {
+        let world = World::new().await;
+        let inner = rustls::client::WebPkiServerVerifier::builder_with_provider(
+            Arc::new(world.pki.roots()),
+            pki::provider(),
+        );
+        let thinks = Duration::from_millis(50);
+        let verifier = Arc::new(Noting {
+            asked: AtomicUsize::new(0),
+            inner: inner.build().unwrap(),
+            thinks,
+        });
+        let pool = firstbyte::ConnectionPool::builder()
+            .dialer(Plainly(world.server.addr()))
+            .resolve_to("api.test", [world.server.addr().ip()])
+            .tls(danger::with_verifier(TlsOptions::new(), verifier))
+            .build()
+            .unwrap();
+        let client = pool.client_builder("https://api.test").build().unwrap();
+        let response = client.get("/").send().await.unwrap();
+        let timing = response.timing();
+        assert!(timing.get(Phase::Tls).unwrap() >= thinks, "{timing:?}");
+    })
+    .await;
 }

@@ -428,17 +428,18 @@ async fn reach(
                     let is_winner = lock(&plan.memory).known(now()).winner == Some(addr.ip());
                     // Nothing at all would have come from an address before it had won.
                     let early = learned.early.is_some() && (is_winner || !fast_open);
-                    // A ClientHello is made while the SYN is on its way, unless a ticket would be
-                    // spent on an address that may never answer.
-                    let is_ahead = (is_winner || !tls.has_tickets()) && is_on_its_way(&mut wire);
+                    // A ClientHello is made while the SYN is on its way, unless it would take a ticket to an
+                    // address that may never answer.
+                    let is_ahead = !tls.has_tickets() && is_on_its_way(&mut wire);
                     if !is_ahead {
                         established(plan, &mut wire, &mut tcp).await?;
+                        progress.established(fast_open);
                     }
                     let mut handshake = Handshake::new(tls, &tickets, wire, early);
                     if is_ahead {
                         established(plan, handshake.get_mut(), &mut tcp).await?;
+                        progress.established(fast_open);
                     }
-                    progress.established(fast_open);
                     let secured = handshake.run().await;
                     if fast_open && !end.is_syn_data_acked() {
                         lock(&plan.memory).fast_open_failed(now());

@@ -18,6 +18,7 @@ use crate::sync::lock;
 use super::bell::Bell;
 use super::ledger::Ledger;
 use super::stream::{Parts, Recv};
+use super::unread::End;
 
 /// A stream that nobody wants any more.
 pub(super) struct Orphan {
@@ -120,8 +121,12 @@ impl Orphans {
         }
         let mut over = Vec::new();
         for mut orphan in std::mem::take(&mut self.waiting) {
-            let is_ended = ledger.enter().unread.is_ended(orphan.id);
-            if (is_ended && orphan.is_sent) || orphan.settle(cx) {
+            let is_gone = match ledger.enter().unread.end(orphan.id) {
+                End::Reset => true,
+                End::Complete | End::Ended => orphan.is_sent,
+                End::Open => false,
+            };
+            if is_gone || orphan.settle(cx) {
                 over.push(orphan);
             } else {
                 self.waiting.push_back(orphan);

@@ -92,6 +92,7 @@ impl Http2 {
             }
         }
         hold.is_sent = upload.is_complete() && !is_connect;
+        hold.has_body = !is_empty && !is_connect;
         hold.shared.open();
         Ok(Exchange {
             hold,
@@ -123,6 +124,11 @@ impl Http2 {
         let error = Error::new(ErrorKind::Unsupported, message);
         Err(error.at(Phase::Send).with_replay(ReplaySafety::NotSent))
     }
+}
+
+fn too_many_informational() -> Error {
+    Error::new(ErrorKind::Protocol, "too many informational responses")
+        .with_replay(ReplaySafety::Processed)
 }
 
 /// A request that was sent, while the head of its response is awaited. Dropping it resets the stream and
@@ -169,11 +175,16 @@ impl<L: Send + 'static> Exchange<L> {
     pub(crate) fn into_response(self, response: http::response::Parts) -> ResponseHead<L> {
         let Self {
             mut hold,
-            upload,
+            mut upload,
             is_connect,
+            expect,
             is_all,
             ..
         } = self;
+        if expect.is_some() {
+            // RFC 9110 §10.1.1: a final answer in place of 100 Continue.
+            upload.withhold();
+        }
         let is_tunnel = is_connect && response.status.is_success();
         if is_connect && !is_tunnel {
             // There is nothing more to say.
@@ -228,7 +239,14 @@ impl<L: Send + 'static> Exchange<L> {
                     }
                     return Poll::Ready(Ok(response.into_parts().0));
                 }
-                Arrived::CutOff => return Poll::Ready(Err(fail::cut_off(self.phase()))),
+                Arrived::CutOff => {
+                    let error = if self.hold.shared.tap.arrival(stream).is_a_flood() {
+                        too_many_informational().at(self.phase())
+                    } else {
+                        fail::cut_off(self.phase())
+                    };
+                    return Poll::Ready(Err(error));
+                }
             }
         }
     }
@@ -303,8 +321,7 @@ impl<L: Send + 'static> Exchange<L> {
             self.expect = None;
         }
         if self.informational > MAX_INFORMATIONAL || self.informational_bytes > MAX_HEAD.bytes {
-            let error = Error::new(ErrorKind::Protocol, "too many informational responses");
-            return Err(error.at(self.phase()).with_replay(ReplaySafety::Processed));
+            return Err(too_many_informational().at(self.phase()));
         }
         Ok(())
     }
@@ -329,10 +346,12 @@ impl<L: Send + 'static> Exchange<L> {
         // informational one, for which h2 was not asked.
         let unknown = if self.informational > 0 || arrival.is_final(0) {
             ReplaySafety::Processed
+        } else if error.is_io() && self.hold.is_unwritten() {
+            ReplaySafety::NotSent
         } else {
             ReplaySafety::MaybeProcessed
         };
-        if unknown == ReplaySafety::MaybeProcessed {
+        if unknown != ReplaySafety::Processed {
             if fail::is_connection_refused(&error, stream) {
                 return fail::connection_refused(tap, self.phase());
             }

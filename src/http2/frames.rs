@@ -1,6 +1,8 @@
 //! HTTP/2 frames as they pass (RFC 9113 §4.1): a scanner that reads their headers, what of SETTINGS, GOAWAY and padding
 //! must be known, and takes out empty DATA frames. Pure.
 
+use super::unread::End;
+
 pub(super) const HEADER: usize = 9;
 /// SETTINGS_MAX_FRAME_SIZE as we leave it: h2 refuses a larger frame at its head.
 pub(super) const MAX_FRAME: u32 = 16_384;
@@ -11,6 +13,7 @@ pub(super) const SETTINGS: u8 = 4;
 pub(super) const GOAWAY: u8 = 7;
 pub(super) const CONTINUATION: u8 = 9;
 pub(super) const END_STREAM: u8 = 0x1;
+const END_HEADERS: u8 = 0x4;
 pub(super) const ACK: u8 = 0x1;
 pub(super) const PADDED: u8 = 0x8;
 /// SETTINGS_MAX_CONCURRENT_STREAMS (RFC 9113 §6.5.2).
@@ -42,10 +45,18 @@ impl FrameHeader {
     }
 
     pub(super) fn ends_stream(&self) -> bool {
+        self.end().is_some()
+    }
+
+    /// How it ends its stream, if it does.
+    pub(super) fn end(&self) -> Option<End> {
+        let is_last = self.flags & END_STREAM != 0;
         match self.kind {
-            DATA | HEADERS => self.flags & END_STREAM != 0,
-            RST_STREAM => true,
-            _ => false,
+            DATA if is_last => Some(End::Complete),
+            HEADERS if is_last && self.flags & END_HEADERS != 0 => Some(End::Complete),
+            HEADERS if is_last => Some(End::Ended),
+            RST_STREAM => Some(End::Reset),
+            _ => None,
         }
     }
 }
@@ -61,6 +72,8 @@ pub(crate) enum Seen<'a> {
     },
     /// An empty DATA frame was taken out.
     Filtered,
+    /// A SETTINGS frame that is no acknowledgement is whole.
+    Settings,
     /// A SETTINGS frame says how many streams may be open.
     StreamLimit(u32),
     GoAway(GoAway),
@@ -195,6 +208,7 @@ impl Scanner {
                 read += n;
                 write += n;
                 self.payload_left -= n as u32;
+                self.tell_whole_settings(&mut seen);
                 continue;
             }
             if self.have == 0
@@ -237,6 +251,7 @@ impl Scanner {
         seen(Seen::Frame(header));
         self.item = Item::of(header);
         self.payload_left = header.len;
+        self.tell_whole_settings(seen);
         let is_content = header.kind == DATA && self.item.is_none();
         if is_content && !header.is_empty_data() && header.len <= MAX_FRAME {
             seen(Seen::Content {
@@ -244,6 +259,23 @@ impl Scanner {
                 bytes: header.len,
             });
         }
+    }
+
+    fn tell_whole_settings(&mut self, seen: &mut impl FnMut(Seen<'_>)) {
+        if self.payload_left == 0
+            && let Some(Item {
+                kind: ItemKind::Setting,
+                ..
+            }) = self.item
+        {
+            self.item = None;
+            seen(Seen::Settings);
+        }
+    }
+
+    /// It ends in the middle of a frame.
+    pub(super) fn is_cut(&self) -> bool {
+        self.have > 0 || self.payload_left > 0
     }
 
     fn capture(&mut self, mut payload: &[u8], seen: &mut impl FnMut(Seen<'_>)) {

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use h2::SendStream;
 use h2::client::ResponseFuture;
+use h2::{Reason, SendStream};
 
 use crate::clock::now;
 use crate::error::{Error, ReplaySafety};
@@ -15,6 +15,7 @@ use super::abandoned::Orphan;
 use super::driver::Shared;
 use super::fail;
 use super::stream::Stream;
+use super::unread::End;
 
 /// Held from the moment when the request was given to h2. `L` is its slot under the peer's limit, given
 /// back when the stream is over: if it has to be reset, after that.
@@ -24,6 +25,10 @@ pub(super) struct Hold<L: Send + 'static> {
     pub(super) shared: Arc<Shared>,
     /// All of the request has been handed over.
     pub(super) is_sent: bool,
+    /// It has a body, and is no tunnel.
+    pub(super) has_body: bool,
+    /// Bytes that the connection had written when it was opened.
+    written_before: u64,
     // `None` only while it is being dropped.
     lease: Option<L>,
 }
@@ -40,6 +45,7 @@ impl<L: Send + 'static> Hold<L> {
         lease: L,
         at: Instant,
     ) -> Result<Self, Error> {
+        let written_before = shared.tap.written();
         let opened = {
             let mut accounts = shared.ledger.enter();
             open().map(|(response, send)| {
@@ -56,12 +62,26 @@ impl<L: Send + 'static> Hold<L> {
             stream,
             shared,
             is_sent: false,
+            has_body: false,
+            written_before,
             lease: Some(lease),
         })
     }
 
     pub(super) fn lease(&self) -> &L {
         self.lease.as_ref().expect("taken only when dropped")
+    }
+
+    /// Nothing has been written since: not this request either.
+    pub(super) fn is_unwritten(&self) -> bool {
+        self.shared.tap.written() == self.written_before
+    }
+
+    /// The peer has said all that it had to say, and no more than that was read of it.
+    pub(super) fn is_answered(&self) -> bool {
+        let is_cut = self.shared.tap.is_cut();
+        let end = self.shared.ledger.enter().unread.end(self.stream.id());
+        end == End::Complete && !is_cut
     }
 
     /// The content of a frame was handed to the caller.
@@ -77,16 +97,19 @@ impl<L: Send + 'static> Drop for Hold<L> {
     fn drop(&mut self) {
         let id = self.stream.id();
         let parts = self.stream.take();
-        let is_over = {
+        let (is_over, is_gone) = {
             let mut accounts = self.shared.ledger.enter();
-            // In the bench of what the tap costs it tells of no ends.
-            let is_ended = accounts.unread.abandoned(id) || cfg!(firstbyte_bare);
-            let is_over =
-                (is_ended && self.is_sent) || parts.is_none() || accounts.resets.pay(now()).is_ok();
+            let is_gone = match accounts.unread.abandoned(id) {
+                End::Reset => true,
+                End::Complete | End::Ended => self.is_sent,
+                // In the bench of what the tap costs it tells of no ends.
+                End::Open => self.is_sent && cfg!(firstbyte_bare),
+            };
+            let is_over = is_gone || parts.is_none() || accounts.resets.pay(now()).is_ok();
             if is_over {
                 accounts.unread.closed(id);
             }
-            is_over
+            (is_over, is_gone)
         };
         // The stream ends before its slot is given back.
         let lease = self.lease.take();
@@ -98,6 +121,14 @@ impl<L: Send + 'static> Drop for Hold<L> {
                 _lease: Box::new(lease),
             }),
             (parts, lease) => {
+                let mut parts = parts;
+                if let Some(parts) = &mut parts
+                    && is_gone
+                    && self.has_body
+                {
+                    // A body that h2 still holds, for want of window, would keep the stream open there.
+                    parts.send.send_reset(Reason::NO_ERROR);
+                }
                 drop(parts);
                 drop(lease);
             }

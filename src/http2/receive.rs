@@ -99,7 +99,12 @@ impl<L: Send + 'static> RecvBody<L> {
             Recv::Body(recv) => recv.poll_trailers(cx).map_err(Failed::H2),
             Recv::Head(_) | Recv::Unwanted => Poll::Ready(Err(Failed::CutOff)),
         });
-        match ready!(trailers.unwrap_or(Poll::Ready(Err(Failed::CutOff)))) {
+        let trailers = ready!(trailers.unwrap_or(Poll::Ready(Err(Failed::CutOff))));
+        let trailers = match trailers {
+            Err(why) if why.is_past_the_end(hold) => Ok(None),
+            trailers => trailers,
+        };
+        match trailers {
             Ok(trailers) => {
                 self.end();
                 Poll::Ready(trailers.map(|t| Ok(Frame::trailers(t))))
@@ -182,7 +187,10 @@ pub(super) fn poll_data<L: Send + 'static>(
         let with_end = |data| (data, recv.is_end_stream());
         Poll::Ready(next.map(|next| next.map(with_end).map_err(Failed::H2)))
     });
-    polled.unwrap_or(Poll::Ready(Some(Err(Failed::CutOff))))
+    match polled.unwrap_or(Poll::Ready(Some(Err(Failed::CutOff)))) {
+        Poll::Ready(Some(Err(why))) if why.is_past_the_end(hold) => Poll::Ready(None),
+        polled => polled,
+    }
 }
 
 /// Why a response does not go on.
@@ -193,6 +201,13 @@ pub(super) enum Failed {
 }
 
 impl Failed {
+    /// The response was complete when the connection ended. h2 forgets that where the request was not.
+    fn is_past_the_end<L: Send + 'static>(&self, hold: &Hold<L>) -> bool {
+        let Self::H2(error) = self else { return false };
+        // One that h2 itself ends for what came last may not have read all of it.
+        (error.is_io() || error.is_go_away() && error.is_remote()) && hold.is_answered()
+    }
+
     pub(super) fn describe<L: Send + 'static>(self, hold: &Hold<L>) -> Error {
         match self {
             Self::H2(error) if error.is_io() && hold.shared.is_late() => {

@@ -30,8 +30,7 @@ use crate::io::Carrier;
 use crate::sync::lock;
 
 use super::frames::{
-    ACK, CONTINUATION, DATA, FrameHeader, GoAway, HEADER, HEADERS, RST_STREAM, SETTINGS, Scanner,
-    Seen,
+    CONTINUATION, DATA, FrameHeader, GoAway, HEADER, HEADERS, RST_STREAM, Scanner, Seen,
 };
 use super::ledger::{Accounts, Ledger};
 use super::readiness::Readiness;
@@ -110,6 +109,10 @@ pub(crate) struct TapState {
     /// The last write found no room.
     is_blocked: AtomicBool,
     settings_seen: AtomicBool,
+    /// Bytes that were written.
+    written: AtomicU64,
+    /// The connection ended in the middle of a frame.
+    is_cut: AtomicBool,
     /// How often the peer has set its stream limit.
     limits_seen: AtomicU32,
     /// The last one; as many as can be until there is one (RFC 9113 §6.5.2).
@@ -139,6 +142,8 @@ impl TapState {
             moved: AtomicU64::new(0),
             is_blocked: AtomicBool::new(false),
             settings_seen: AtomicBool::new(false),
+            written: AtomicU64::new(0),
+            is_cut: AtomicBool::new(false),
             limits_seen: AtomicU32::new(0),
             limit: AtomicU32::new(u32::MAX),
             goaway: AtomicBool::new(false),
@@ -161,6 +166,16 @@ impl TapState {
     /// The peer's SETTINGS have arrived.
     pub(crate) fn has_settings(&self) -> bool {
         self.settings_seen.load(Ordering::Acquire)
+    }
+
+    /// Bytes that were written.
+    pub(super) fn written(&self) -> u64 {
+        self.written.load(Ordering::Relaxed)
+    }
+
+    /// The connection ended in the middle of a frame.
+    pub(super) fn is_cut(&self) -> bool {
+        self.is_cut.load(Ordering::Relaxed)
     }
 
     /// How often the peer has set its stream limit.
@@ -231,13 +246,7 @@ impl TapState {
                 kind: HEADERS | DATA,
                 ..
             }) => self.progress.store(at, Ordering::Relaxed),
-            Seen::Frame(FrameHeader {
-                kind: SETTINGS,
-                flags,
-                ..
-            }) if flags & ACK == 0 => {
-                self.settings_seen.store(true, Ordering::Release);
-            }
+            Seen::Settings => self.settings_seen.store(true, Ordering::Release),
             Seen::Frame(_) | Seen::Content { .. } | Seen::Filtered => {}
             Seen::GoAwayText(piece) => {
                 let mut text = lock(&self.goaway_text);
@@ -316,8 +325,8 @@ fn enter(
             } else if frame.is_empty_data() {
                 accounts.unread.head_is_over(frame.stream);
             }
-            if frame.ends_stream() {
-                accounts.unread.ended(frame.stream);
+            if let Some(end) = frame.end() {
+                accounts.unread.ended(frame.stream, end);
             }
         }
         Seen::Content { frame, bytes } => {
@@ -340,6 +349,11 @@ fn enter(
 
 impl<S> Tap<S> {
     fn wrote(&mut self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(Ok(n)) = &written {
+            // Nobody else writes it.
+            let all = self.state.written() + *n as u64;
+            self.state.written.store(all, Ordering::Relaxed);
+        }
         match &written {
             Poll::Pending if !self.is_blocked => {
                 self.is_blocked = true;
@@ -371,10 +385,16 @@ impl<S: Carrier> Tap<S> {
             self.readiness.found_nothing();
         }
         if !matches!(read, Poll::Ready(Ok(()))) {
+            if read.is_ready() {
+                let is_cut = self.scanner.is_cut();
+                self.state.is_cut.store(is_cut, Ordering::Relaxed);
+            }
             buf.set_filled(start);
             return read.map_ok(|()| false);
         }
         if buf.filled().len() == start + held {
+            let is_cut = self.scanner.is_cut();
+            self.state.is_cut.store(is_cut, Ordering::Relaxed);
             self.scanner.have = 0;
             return Poll::Ready(Ok(true));
         }
@@ -502,7 +522,7 @@ impl<S: Carrier> AsyncWrite for Tap<S> {
 #[cfg(test)]
 mod tests {
     // layering: uses frames, ledger and streams beside it; io and clock are below.
-    use super::super::frames::{PADDED, frame};
+    use super::super::frames::{PADDED, SETTINGS, frame};
     use super::*;
 
     #[test]

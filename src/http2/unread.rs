@@ -16,6 +16,8 @@ use std::time::Instant;
 pub(crate) const FRAME_COST: u64 = 256;
 /// To what the window of a connection grows, unless it is set larger from the beginning.
 const LARGEST_WINDOW: u32 = 64 * 1024 * 1024;
+/// Heads of a response that are kept for a request that does not ask for them.
+const MAX_HEADS: u16 = 64;
 /// What others always find of the window.
 const KEPT_FREE: u32 = 4 * 1024 * 1024;
 /// The window grows in steps of so much.
@@ -81,9 +83,20 @@ struct Account<S> {
     cost: u64,
     /// When it was opened or read last.
     read_at: Instant,
-    /// The peer has ended or reset it.
-    is_ended: bool,
+    end: End,
     head: Arrival,
+}
+
+/// How far the peer is with a stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    Open,
+    /// END_STREAM has come, with a header block that may go on.
+    Ended,
+    /// END_STREAM has come, with the last frame.
+    Complete,
+    /// It has reset it: nothing is left of it.
+    Reset,
 }
 
 /// How the head of a response arrived, with those of informational responses before it.
@@ -107,6 +120,11 @@ impl Arrival {
     /// what DATA follows is a final head.
     pub(crate) fn is_final(&self, informational: u32) -> bool {
         self.has_data && u32::from(self.heads) == informational + 1
+    }
+
+    /// More informational responses than anybody asks for.
+    pub(crate) fn is_a_flood(&self) -> bool {
+        self.heads > MAX_HEADS
     }
 
     /// When the final head began to arrive, after so many informational ones.
@@ -147,7 +165,7 @@ impl<S: Clone> Unread<S> {
             bytes: 0,
             cost: 0,
             read_at: now,
-            is_ended: false,
+            end: End::Open,
             head: Arrival::default(),
         };
         self.streams.insert(stream, account);
@@ -155,14 +173,22 @@ impl<S: Clone> Unread<S> {
 
     /// HEADERS arrived, with so many bytes. False if nobody knows of its stream: it comes late.
     pub(crate) fn head_came(&mut self, stream: u32, bytes: u32, at: Instant) -> bool {
-        let Some(Account { head, .. }) = self.streams.get_mut(&stream) else {
+        let Some(account) = self.streams.get_mut(&stream) else {
             return false;
         };
+        let head = &mut account.head;
         head.bytes = bytes;
         if !head.is_over {
             head.first = head.first.or(Some(at));
             head.last = Some(at);
             head.heads = head.heads.saturating_add(1);
+            if head.is_a_flood() && account.reader.is_some() {
+                // h2 keeps each of them until it is asked for.
+                let cost = self.bounds.stream + 1;
+                account.cost += cost;
+                self.cost += cost;
+                self.is_over = true;
+            }
         }
         true
     }
@@ -205,9 +231,9 @@ impl<S: Clone> Unread<S> {
     }
 
     /// The peer ended its side of a stream, or reset it.
-    pub(crate) fn ended(&mut self, stream: u32) {
+    pub(crate) fn ended(&mut self, stream: u32, end: End) {
         if let Some(account) = self.streams.get_mut(&stream) {
-            account.is_ended = true;
+            account.end = end;
         }
     }
 
@@ -226,16 +252,16 @@ impl<S: Clone> Unread<S> {
         self.cost -= cost;
     }
 
-    /// Its request is gone, and the stream is not: what still comes belongs to nobody. Whether the peer
-    /// has ended it.
-    pub(crate) fn abandoned(&mut self, stream: u32) -> bool {
+    /// Its request is gone, and the stream is not: what still comes belongs to nobody. How far the peer is
+    /// with it.
+    pub(crate) fn abandoned(&mut self, stream: u32) -> End {
         let Some(account) = self.streams.get_mut(&stream) else {
-            return true;
+            return End::Complete;
         };
         account.reader = None;
         self.bytes -= std::mem::take(&mut account.bytes);
         self.cost -= std::mem::take(&mut account.cost);
-        account.is_ended
+        account.end
     }
 
     /// The stream is gone.
@@ -246,11 +272,10 @@ impl<S: Clone> Unread<S> {
         }
     }
 
-    /// Whether the peer has ended it.
-    pub(crate) fn is_ended(&self, stream: u32) -> bool {
-        self.streams
-            .get(&stream)
-            .is_none_or(|account| account.is_ended)
+    /// How far the peer is with it.
+    pub(crate) fn end(&self, stream: u32) -> End {
+        let account = self.streams.get(&stream);
+        account.map_or(End::Complete, |account| account.end)
     }
 
     /// Bytes that are unread.
@@ -455,13 +480,16 @@ mod tests {
         unread.received(1, 50);
         unread.taken(1, 100, now);
         assert_eq!((unread.bytes(), unread.cost()), (50, 50 + FRAME_COST));
-        assert!(!unread.is_ended(1));
-        unread.ended(1);
-        assert!(unread.is_ended(1) && unread.abandoned(1));
+        assert_eq!(unread.end(1), End::Open);
+        unread.ended(1, End::Complete);
+        assert_eq!(
+            (unread.end(1), unread.abandoned(1)),
+            (End::Complete, End::Complete)
+        );
         assert_eq!((unread.bytes(), unread.cost()), (0, 0));
         unread.taken(1, 50, now);
         unread.closed(1);
         unread.closed(1);
-        assert!(unread.is_ended(1) && unread.cut().is_none());
+        assert!(unread.end(1) == End::Complete && unread.cut().is_none());
     }
 }

@@ -41,6 +41,8 @@ enum End {
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Stage {
     Body,
+    /// The peer has answered without it. It may be told so.
+    Withheld,
     /// Everything was handed over.
     Complete,
     /// The peer wants no more of it; the answer tells why.
@@ -84,7 +86,12 @@ impl Upload {
     }
 
     pub(super) fn is_done(&self) -> bool {
-        self.stage != Stage::Body
+        matches!(self.stage, Stage::Complete | Stage::Stopped)
+    }
+
+    /// It will not be sent.
+    pub(super) fn withhold(&mut self) {
+        self.stage = Stage::Withheld;
     }
 
     pub(super) fn is_complete(&self) -> bool {
@@ -144,12 +151,15 @@ impl Upload {
         let capacity = stream.with(|parts| {
             let send = &mut parts.send;
             if send.capacity() == 0 {
-                send.reserve_capacity(self.pending.len());
+                // Enough to be woken. What is set aside for a request that nobody polls is missing to all the others.
+                send.reserve_capacity(1);
                 match ready!(send.poll_capacity(cx)) {
                     Some(Ok(_)) => {}
                     Some(Err(_)) | None => return Poll::Ready(None),
                 }
             }
+            // As much of it as there is.
+            send.reserve_capacity(self.pending.len());
             Poll::Ready(Some(send.capacity()))
         });
         let Some(capacity) = ready!(capacity.unwrap_or(Poll::Ready(None))) else {

@@ -312,20 +312,15 @@ impl OriginTls {
         (self.tickets.as_ref()).is_some_and(|tickets| tickets.len() > 0)
     }
 
-    /// The configuration of one attempt to connect, and its tickets.
-    pub(super) fn attempt(
-        &self,
-        race: &RaceTickets,
-        early_data: bool,
-    ) -> (Arc<ClientConfig>, Option<Arc<AttemptTickets>>) {
+    /// The configuration of one attempt to connect.
+    pub(super) fn attempt(&self, race: &RaceTickets, early_data: bool) -> Arc<ClientConfig> {
         let mut config = ClientConfig::clone(&self.config);
         config.enable_early_data = early_data && self.early_data;
-        let tickets = self.tickets.as_ref().map(|store| {
-            let tickets = Arc::new(AttemptTickets::new(store.clone(), race.clone()));
-            config.resumption = Resumption::store(tickets.clone());
-            tickets
-        });
-        (Arc::new(config), tickets)
+        if let Some(store) = &self.tickets {
+            let tickets = AttemptTickets::new(store.clone(), race.clone());
+            config.resumption = Resumption::store(Arc::new(tickets));
+        }
+        Arc::new(config)
     }
 }
 

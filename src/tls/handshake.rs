@@ -2,7 +2,6 @@
 
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Waker};
 
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -15,7 +14,7 @@ use crate::error::{Error, ErrorKind, escape_peer_text};
 use crate::timing::{EarlyData, Phase, TlsFacts};
 
 use super::config::OriginTls;
-use super::session::{AttemptTickets, RaceTickets};
+use super::session::RaceTickets;
 
 /// Why a handshake failed.
 #[derive(Debug)]
@@ -37,18 +36,16 @@ impl From<HandshakeError> for Error {
 /// A handshake whose first message is made and has not been sent.
 pub(crate) struct Handshake<S> {
     connect: Connect<S>,
-    tickets: Option<Arc<AttemptTickets>>,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Handshake<S> {
     /// Makes the ClientHello, for a stream that need not be connected yet. Takes a ticket, if there is one and no
-    /// other attempt of the `race` has sent one; with `early_data`, and a ticket that allows it, what is written after
+    /// other attempt of the `race` has it; with `early_data`, and a ticket that allows it, what is written after
     /// [`run`](Self::run) travels with the first flight.
     pub(crate) fn new(tls: &OriginTls, race: &RaceTickets, io: S, early_data: bool) -> Self {
-        let (config, tickets) = tls.attempt(race, early_data);
-        let connector = TlsConnector::from(config).early_data(early_data);
+        let connector = TlsConnector::from(tls.attempt(race, early_data)).early_data(early_data);
         let connect = connector.connect(tls.server_name.clone(), io);
-        Self { connect, tickets }
+        Self { connect }
     }
 
     pub(crate) fn get_mut(&mut self) -> &mut S {
@@ -58,9 +55,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Handshake<S> {
     /// Performs it, over what is connected now. No byte of a request has been written when it fails. With early data
     /// it returns before anything was sent, and without facts.
     pub(crate) async fn run(self) -> Result<(TlsStream<S>, Option<TlsFacts>), HandshakeError> {
-        if let Some(tickets) = self.tickets {
-            tickets.connected();
-        }
         let stream = self.connect.into_fallible().await.map_err(refuse)?;
         let session = stream.get_ref().1;
         let is_over = !session.is_handshaking();

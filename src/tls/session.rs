@@ -190,9 +190,7 @@ pub(crate) struct RaceTickets {
 pub(super) struct AttemptTickets {
     store: Arc<OriginTickets>,
     race: RaceTickets,
-    /// This attempt has taken one.
-    has_one: AtomicBool,
-    /// It is the race's.
+    /// This attempt has the race's ticket.
     holds: AtomicBool,
 }
 
@@ -201,16 +199,7 @@ impl AttemptTickets {
         Self {
             store,
             race,
-            has_one: AtomicBool::new(false),
             holds: AtomicBool::new(false),
-        }
-    }
-
-    /// The attempt is connected: from now on the ticket it may have keeps the others from theirs. One that is not
-    /// must not, since it may never be.
-    pub(super) fn connected(&self) {
-        if self.has_one.load(Ordering::Acquire) && !self.race.held.swap(true, Ordering::AcqRel) {
-            self.holds.store(true, Ordering::Release);
         }
     }
 }
@@ -250,11 +239,13 @@ impl ClientSessionStore for AttemptTickets {
     }
 
     fn take_tls13_ticket(&self, name: &ServerName<'static>) -> Option<Tls13ClientSessionValue> {
-        if self.race.held.load(Ordering::Acquire) {
+        if self.race.held.swap(true, Ordering::AcqRel) {
             return None;
         }
         let ticket = self.store.take_tls13_ticket(name);
-        self.has_one.store(ticket.is_some(), Ordering::Release);
+        let is_held = ticket.is_some();
+        self.race.held.store(is_held, Ordering::Release);
+        self.holds.store(is_held, Ordering::Release);
         ticket
     }
 }
@@ -277,26 +268,5 @@ mod tests {
         assert_eq!(hints, [Some(group(1)), None, Some(group(3))]);
         // To look for one that is not there makes no room for it.
         assert_eq!(lock(&store.servers).by_name.len(), 2);
-    }
-
-    #[test]
-    fn ticket_of_an_attempt_keeps_others_from_theirs_while_it_is_connected() {
-        let race = RaceTickets::default();
-        let attempt = || AttemptTickets::new(Arc::default(), race.clone());
-        let is_held = || race.held.load(Ordering::Relaxed);
-        let (without, first, second) = (attempt(), attempt(), attempt());
-        without.connected();
-        assert!(!is_held(), "it has none");
-        for attempt in [&first, &second] {
-            attempt.has_one.store(true, Ordering::Relaxed);
-        }
-        assert!(!is_held(), "neither may ever be connected");
-        first.connected();
-        second.connected();
-        assert!(is_held());
-        drop(second);
-        assert!(is_held(), "the first one has not failed");
-        drop(first);
-        assert!(!is_held());
     }
 }
