@@ -898,3 +898,93 @@ async fn warming_reports_only_what_could_be_kept() {
         assert!(ready.connection.trace().ready.is_some());
     }
 }
+
+/// Who has left the line without a connection does not leave its origin there for nothing.
+#[tokio::test(start_paused = true)]
+async fn place_that_comes_free_between_two_requests_is_the_next_ones() {
+    for protocols in BOTH {
+        let sim = Sim::sound(protocols);
+        let limits = Limits::default().max_connections(1);
+        let timeouts = Timeouts::default().queue(millis(200));
+        let pool = sim.pool(|pool| pool.limits(limits).timeouts(timeouts));
+        let [one, two] = [sim::OTHERS[0], sim::OTHERS[1]]
+            .map(|host| sim::client_of(&pool, host, plain(protocols)));
+        let mut held = one.get("/").send().await.unwrap();
+        assert!(two.get("/").send().await.unwrap_err().is_timeout());
+        sleep(millis(300)).await;
+        held.bytes().await.unwrap();
+        sleep(millis(300)).await;
+        assert_eq!(get(&two).await, ConnectionUse::New, "{protocols:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn connect_timeout_is_kept_to_the_millisecond_behind_a_wait_for_a_limit() {
+    for queue in [Some(millis(5000)), None] {
+        let sim = Sim::http1(|mut conn, _| async move {
+            conn.read_head().await;
+            conn.send("HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\nok")
+                .await;
+        });
+        let limits = Limits::default().max_connections_per_host(1);
+        let pool = sim.pool(|pool| pool.limits(limits));
+        let client = sim::client(&pool, Protocols::Http1);
+        let mut first = client.get("/").send().await.unwrap();
+        let timeouts = Timeouts::default().queue(queue).connect(millis(500));
+        let began = Instant::now();
+        let second = tokio::spawn(client.get("/").timeouts(timeouts).send());
+        sleep(millis(1000)).await;
+        sim.dial_takes(millis(10_000));
+        first.bytes().await.unwrap();
+        let error = second.await.unwrap().unwrap_err();
+        assert!(error.to_string().contains("connect timeout"), "{error}");
+        assert_eq!(began.elapsed(), millis(1500), "queue {queue:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_request_at_the_limit_costs_one_idle_connection() {
+    for protocols in BOTH {
+        let sim = Sim::sound(protocols);
+        let limits = Limits::default().max_connections(2);
+        let pool = sim.pool(|pool| pool.limits(limits));
+        for host in &sim::OTHERS[..3] {
+            let client = sim::client_of(&pool, host, plain(protocols));
+            assert_eq!(get(&client).await, ConnectionUse::New);
+            sleep(millis(200)).await;
+        }
+        let stats = pool.stats();
+        let made_room = stats.closed[&CloseReason::MadeRoom];
+        assert_eq!((made_room, stats.open), (1, 2), "{protocols:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn pause_behind_a_failed_extra_dial_ends_for_who_came_in_it() {
+    let sim = Sim::http2(|mut conn, index| async move {
+        conn.handshake(&[(3, 1)]).await;
+        while let Some(head) = conn.read_kind(HEADERS).await {
+            conn.headers(head.stream, OK, index > 0).await;
+        }
+    });
+    let expiry = Limits::default().http2_keepalive_expiry(millis(200));
+    let timeouts = Timeouts::default().queue(millis(5000));
+    let pool = sim.pool(|pool| pool.limits(expiry).timeouts(timeouts));
+    let protocols = plain(Protocols::Http2);
+    let client = sim::client(&pool, protocols);
+    let other = sim::client_of(&pool, sim::OTHERS[0], protocols);
+    sim.refuse(0);
+    let held = client.get("/").send().await.unwrap();
+    get(&other).await;
+    sim.refuse(1);
+    let failing = tokio::spawn(client.get("/").send());
+    sleep(millis(10)).await;
+    failing.abort();
+    // Until then the connection of the other origin has expired, and nobody is in line.
+    sleep(millis(490)).await;
+    let began = Instant::now();
+    let third = client.get("/").send().await.unwrap();
+    assert_eq!(third.connection_use(), ConnectionUse::New);
+    assert!(began.elapsed() < millis(1000), "{:?}", began.elapsed());
+    drop(held);
+}

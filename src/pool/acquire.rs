@@ -336,8 +336,11 @@ impl Alarm {
             let at = deadline(since, limit).max(deadline(now(), LOOK));
             (at, "", limit)
         });
+        // A dial may begin meanwhile, and nobody tells: its time cannot be over before that.
+        let dial_look = limits.connect.filter(|_| covered.is_none());
+        let dial_look = dial_look.map(|limit| (deadline(now(), limit), "", limit));
         let total = limits.until.map(|(at, d)| (at, "timeout", d));
-        let all = own.into_iter().chain(total).chain(look);
+        let all = own.into_iter().chain(total).chain(look).chain(dial_look);
         let first = all.min_by_key(|(at, ..)| *at);
         let (at, what, limit) = first.map_or((None, "", Duration::ZERO), |(at, what, limit)| {
             (Some(at), what, limit)

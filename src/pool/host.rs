@@ -32,6 +32,7 @@ use super::maintenance::Janitor;
 use super::shared::{Live, ROOM_AFTER, Shared, pool_closed};
 use super::state::{Cover, HostState, Idle, Minimum, Multiplexed, Pulse, Purpose, Waiter};
 use super::term::Standing;
+use super::upkeep::GaveUp;
 
 /// What a waiter gets.
 #[derive(Debug)]
@@ -487,18 +488,26 @@ impl Host {
             return Some(permit);
         }
         let at_least = self.room_after();
-        if !capacity.has_blocked()
-            && let Some(permit) = self.room(at_least)
-        {
-            return Some(permit);
+        let mut is_coming = false;
+        if !capacity.has_blocked() {
+            match self.room(at_least) {
+                GaveUp::Permit(permit) => return Some(permit),
+                GaveUp::Soon => is_coming = true,
+                GaveUp::Nothing => {}
+            }
         }
-        if !self.blocked.swap(true, Ordering::SeqCst) {
+        let is_new = !self.blocked.swap(true, Ordering::SeqCst);
+        if is_new {
             let this: Weak<Self> = self.this.clone();
             capacity.block(this);
-            // One may have become idle before we stood in line; it goes to who stands at the front.
-            drop(self.room(at_least));
-            self.janitor.due_at(deadline(now(), ROOM_AFTER));
         }
+        // One may have become idle before we stood in line; or while we did and nobody of ours was there to want
+        // it. It goes to who stands at the front.
+        let is_first = || lock(&self.books).state.line.len() == 1;
+        if !is_coming && (is_new || is_first()) {
+            drop(self.room(at_least));
+        }
+        self.janitor.due_at(deadline(now(), ROOM_AFTER));
         None
     }
 
@@ -518,9 +527,11 @@ impl Host {
     }
 
     /// The place of an idle connection of another origin.
-    pub(super) fn room(&self, at_least: Duration) -> Option<Permit> {
-        let room = self.shared.room.get().and_then(Weak::upgrade)?;
-        room.make_room(&self.key, at_least)
+    pub(super) fn room(&self, at_least: Duration) -> GaveUp {
+        match self.shared.room.get().and_then(Weak::upgrade) {
+            Some(room) => room.make_room(&self.key, at_least),
+            None => GaveUp::Nothing,
+        }
     }
 
     /// Starts a dial; the permit comes back if it is not wanted any more, or not allowed.

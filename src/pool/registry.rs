@@ -21,7 +21,6 @@ use crate::sync::lock;
 use crate::tls::{Identities, TlsOptions, warm_provider};
 
 use super::asleep::{Asleep, SLEEPS_AFTER};
-use super::capacity::Permit;
 use super::host::Host;
 use super::key::Key;
 use super::limits::Limits;
@@ -350,11 +349,8 @@ impl MakeRoom for Registry {
         }
     }
 
-    fn make_room(&self, for_whom: &Key, at_least: Duration) -> Option<Permit> {
+    fn make_room(&self, for_whom: &Key, at_least: Duration) -> GaveUp {
         // At the limit only, so a look at every origin is affordable.
-        match self.give_up_idle(Some(for_whom), at_least) {
-            GaveUp::Permit(permit) => Some(permit),
-            GaveUp::Soon | GaveUp::Nothing => None,
-        }
+        self.give_up_idle(Some(for_whom), at_least)
     }
 }

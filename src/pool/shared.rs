@@ -11,17 +11,18 @@ use crate::error::{Error, ErrorKind};
 use crate::metrics::Counters;
 use crate::timing::Phase;
 
-use super::capacity::{Capacity, Permit};
+use super::capacity::Capacity;
 use super::key::Key;
 use super::lease::Tenure;
 use super::limits::Limits;
 use super::state::Rules;
 use super::term::Term;
+use super::upkeep::GaveUp;
 
 /// Who can close an idle connection of some other origin.
 pub(crate) trait MakeRoom: Send + Sync {
     /// Of those that have been idle for `at_least`.
-    fn make_room(&self, for_whom: &Key, at_least: Duration) -> Option<Permit>;
+    fn make_room(&self, for_whom: &Key, at_least: Duration) -> GaveUp;
     /// The origin has its first connection, or lost its last one. Called without its lock.
     fn populated(&self, origin: &Key);
 }

@@ -329,7 +329,8 @@ impl Tended for Host {
             };
             let shared: Vec<_> = state.multiplexed().cloned().collect();
             let is_empty = state.is_unused();
-            let waits = state.spare_after.filter(|_| !state.line.is_empty());
+            // Ahead of its time it is for whoever may come until then, and does not know of it.
+            let waits = (state.spare_after).filter(|after| *after > at || !state.line.is_empty());
             (overdue, next, shared, is_empty, waits)
         };
         for (idle, why) in overdue {
