@@ -11,6 +11,7 @@ use std::time::Duration;
 use common::{World, in_time};
 use firstbyte::{Client, Protocols, Response};
 use support::dns::{Family, Reply as DnsReply};
+use support::h1_peer::H1Peer;
 use support::server::Reply;
 use support::stall::Stall;
 
@@ -198,4 +199,34 @@ fn keys_never_show_in_what_we_print_nor_in_any_crates_log() {
         .iter()
         .any(|s| s.headers["authorization"] == format!("Bearer {CANARY}-bearer"));
     assert!(sent, "the keys were really sent");
+}
+
+/// What came over a connection that left HTTP, its response head included, is its user's.
+#[tokio::test]
+async fn upgraded_connection_prints_none_of_its_bytes() {
+    in_time(async {
+        let peer = H1Peer::start(|mut conn, _| async move {
+            conn.read_head().await;
+            let head =
+                "HTTP/1.1 101 Switching Protocols\r\nupgrade: test\r\nconnection: upgrade\r\n";
+            let head = format!("{head}set-cookie: s={CANARY}\r\n\r\n{CANARY}");
+            conn.send(head).await;
+            conn.closed_by_client().await;
+        });
+        let pool = firstbyte::ConnectionPool::new();
+        let client = pool.client_builder(format!("http://{}", peer.addr()));
+        let client = client.protocols(Protocols::Http1).build().unwrap();
+        let get = client
+            .get("/")
+            .header("connection", "upgrade")
+            .header("upgrade", "test");
+        let upgraded = get.send().await.unwrap().upgrade().unwrap();
+        let printed = format!("{upgraded:?} {upgraded:#?}");
+        // A string, or numbers.
+        assert!(
+            !printed.contains("canary") && !printed.contains("99, 97"),
+            "{printed}"
+        );
+    })
+    .await;
 }

@@ -23,7 +23,6 @@ pub struct Upgraded {
     inner: Inner,
 }
 
-#[derive(Debug)]
 enum Inner {
     Connection {
         left_over: Bytes,
@@ -32,6 +31,16 @@ enum Inner {
         _lease: UpgradedLease,
     },
     Stream(Box<Tunnel<H2Lease>>),
+}
+
+impl fmt::Debug for Inner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            // None of the bytes.
+            Self::Connection { stream, .. } => stream.fmt(f),
+            Self::Stream(tunnel) => tunnel.fmt(f),
+        }
+    }
 }
 
 /// Keeps the kernel from ending the connection while the peer takes its time with what was sent, from the first write

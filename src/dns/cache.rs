@@ -148,7 +148,9 @@ impl Cache {
             Entry::Nothing(_) => None,
             Entry::Addresses(found) => {
                 let expires = found.expires();
-                let is_failing = found.failures > 0;
+                // Of late: a failure long ago says nothing of the name servers now.
+                let is_failing = found.failures > 0
+                    && now < deadline(found.retry_at, self.options.stale_while_revalidate);
                 let usable = now < expires
                     || now < deadline(expires, self.options.stale_while_revalidate)
                     || (is_failing && now < deadline(expires, self.options.stale_if_error));
@@ -587,8 +589,14 @@ mod tests {
             assert!(sim.look(at).unwrap().1);
         }
         assert_eq!(
+            sim.look(3_690_000),
+            None,
+            "who knows whether they fail still"
+        );
+        assert!(sim.put(3_690_000, failed()).is_ok());
+        assert_eq!(
             sim.look(3_699_000),
-            Some((true, true)),
+            Some((true, false)),
             "past the minute, but failing"
         );
         assert_eq!(sim.look(3_700_000), None);

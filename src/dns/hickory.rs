@@ -142,7 +142,6 @@ impl HickoryResolver {
             if slot.looked.is_some_and(|looked| at < looked + LOOK_AGAIN) {
                 return slot.resolver.clone();
             }
-            slot.looked = Some(at);
             slot.clone()
         };
         let config = self.config.clone();
@@ -152,6 +151,8 @@ impl HickoryResolver {
         };
         let mut slots = lock(&self.resolvers);
         let slot = slots.entry(runtime).or_default();
+        // Not before: who looks meanwhile must not be told what was true before the files changed.
+        slot.looked = Some(at);
         if slot.stamps != Some(stamps) {
             slot.stamps = Some(stamps);
             slot.resolver = Arc::default();

@@ -558,6 +558,9 @@ mod tests {
         fn die(&self) {
             self.0.dead.store(true, Ordering::SeqCst);
         }
+        fn revive(&self) {
+            self.0.dead.store(false, Ordering::SeqCst);
+        }
     }
 
     impl Resolve for Scripted {
@@ -783,6 +786,25 @@ mod tests {
             }
             let asked = resolver.asked();
             assert!(asked < 2 * 150, "it is not hammered: {asked} questions");
+        });
+    }
+
+    #[test]
+    fn failure_long_ago_does_not_make_an_old_answer_good_without_asking() {
+        paused(async {
+            let resolver = Scripted::new(60);
+            let dns = dns(&resolver);
+            let _ = look(&dns).await;
+            let _ = look(&dns).await;
+            // The refresh ahead of its time fails, once, and nobody wants the name for a while.
+            tokio::time::sleep(Duration::from_secs(40)).await;
+            resolver.die();
+            tokio::time::sleep(Duration::from_secs(20)).await;
+            resolver.revive();
+            tokio::time::sleep(Duration::from_secs(40 * 60)).await;
+            let (waited, outcomes, _) = look(&dns).await;
+            assert!(waited > Duration::ZERO, "it was asked for");
+            assert!(outcomes.iter().all(Result::is_ok));
         });
     }
 

@@ -1,5 +1,6 @@
 //! A stream as a byte stream, after an extended CONNECT was accepted (RFC 8441 §5, RFC 9113 §8.5).
 
+use std::fmt;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -17,12 +18,20 @@ use super::receive::{Failed, RecvBody, poll_data};
 const MAX_WRITE: usize = 64 * 1024;
 
 /// Either way ends for itself. Dropped before both have ended the stream is reset, and nothing else.
-#[derive(Debug)]
 pub(crate) struct Tunnel<L: Send + 'static> {
     hold: Hold<L>,
     /// What of the last frame was not read yet.
     rest: Bytes,
     is_read: bool,
+}
+
+impl<L: Send + 'static> fmt::Debug for Tunnel<L> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // None of the bytes.
+        f.debug_struct("Tunnel")
+            .field("stream", &self.hold.stream.id())
+            .finish_non_exhaustive()
+    }
 }
 
 impl<L: Send + 'static> Tunnel<L> {

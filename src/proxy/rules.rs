@@ -141,12 +141,22 @@ impl Direct {
         if let Ok(ip) = entry.parse::<IpAddr>() {
             return Ok(Self::Net(ip.into(), None));
         }
+        let is_port = |port: &str| !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit());
+        if let Some((net, port)) = entry.rsplit_once(':')
+            && is_port(port)
+            && let Ok(net) = net.replace(['[', ']'], "").parse::<IpNet>()
+        {
+            let port = port.parse().map_err(|_| invalid())?;
+            return Ok(Self::Net(net.trunc(), Some(port)));
+        }
+        // The rest of a URL would be read as something else than it says.
+        if entry.contains(['/', '?', '#']) {
+            return Err(invalid());
+        }
         let name = entry.strip_prefix('*').unwrap_or(entry);
         let name = name.strip_prefix('.').unwrap_or(name);
         let origin = Origin::parse(&format!("http://{name}/")).map_err(|_| invalid())?;
-        let has_port = name
-            .rsplit_once(':')
-            .is_some_and(|(_, port)| port.bytes().all(|b| b.is_ascii_digit()));
+        let has_port = (name.rsplit_once(':')).is_some_and(|(_, port)| is_port(port));
         let port = has_port.then(|| origin.port());
         Ok(match origin.canonical_host() {
             Host::Ip(ip) => Self::Net((*ip).into(), port),
@@ -176,6 +186,37 @@ mod tests {
     fn via(rules: &ProxyRules, url: &str) -> Option<String> {
         let origin = Origin::parse(url).unwrap();
         rules.proxy_for(&origin).map(ToString::to_string)
+    }
+
+    #[test]
+    fn no_proxy_takes_networks_with_a_port_and_nothing_that_it_would_read_otherwise() {
+        let rules = |entry: &str| {
+            let proxy = ProxyRules::from(Proxy::parse("http://p.test").unwrap());
+            proxy.no_proxy(entry)
+        };
+        for (entry, direct, not) in [
+            ("10.0.0.0/8:8080", "http://10.1.2.3:8080", "http://10.1.2.3"),
+            ("fd00::/8:81", "http://[fd12::1]:81", "http://[fd12::1]"),
+            (
+                "[fd00::]/8:81",
+                "http://[fd12::1]:81",
+                "http://[fe80::1]:81",
+            ),
+        ] {
+            let rules = rules(entry).unwrap();
+            assert_eq!(via(&rules, direct), None, "{entry}");
+            assert!(via(&rules, not).is_some(), "{entry}");
+        }
+        for wrong in [
+            "10.0.0.0/255.0.0.0",
+            "10.0.0.0/33",
+            "10.0.0.0/8:99999",
+            "example.com/x",
+            "http://internal.corp",
+            "example.com?x",
+        ] {
+            assert!(rules(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]
