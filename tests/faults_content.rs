@@ -31,6 +31,7 @@ use firstbyte::{Body, Client, ConnectionPool, ConnectionUse, Error, ErrorKind, O
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
 use http_body::Frame;
+use http_body_util::BodyExt;
 use support::h1_peer::H1Peer;
 use support::h2_peer::{H2Peer, kind};
 use support::pki::Pki;
@@ -548,6 +549,74 @@ async fn body_of_another_length_than_it_said_is_no_success_over_http2() {
                 Err(error) => error,
             };
             assert_eq!(error.kind(), ErrorKind::Body, "{body:?}: {error}");
+        }
+    })
+    .await;
+}
+
+/// A length that was told is not believed in place of the body, whatever kind of body it is.
+#[tokio::test]
+async fn announced_length_does_not_stand_for_the_body() {
+    in_time(async {
+        for protocols in BOTH {
+            let world = World::new().await;
+            let client = world.client(protocols);
+            let hello = || Body::factory(|| Body::from("hello"));
+            let delete = || client.delete("/echo");
+            for (request, body) in [
+                (client.post("/echo").header("content-length", "9"), hello()),
+                (client.post("/echo").header("content-length", "3"), hello()),
+                (client.post("/echo").header("content-length", "0"), hello()),
+                (delete().header("content-length", "0"), hello()),
+                (delete().header("content-length", "0"), pieces(&["hello"])),
+            ] {
+                let error = match request.body(body).send().await {
+                    Ok(mut response) => response.bytes().await.expect_err("it is a lie"),
+                    Err(error) => error,
+                };
+                assert_eq!(error.kind(), ErrorKind::Body, "{protocols:?}: {error}");
+            }
+        }
+    })
+    .await;
+}
+
+/// A body that has trailers and nothing else says that its length is 0.
+#[tokio::test(start_paused = true)]
+async fn trailers_behind_no_data_at_all_arrive() {
+    in_time(async {
+        let trailers = || {
+            let mut trailers = http::HeaderMap::new();
+            trailers.insert("x-sum", "5".parse().unwrap());
+            let empty = http_body_util::Empty::<Bytes>::new();
+            Body::wrap(empty.with_trailers(async { Some(Ok(trailers)) }))
+        };
+        for method in ["POST", "DELETE"] {
+            let method = http::Method::from_bytes(method.as_bytes()).unwrap();
+            let sim = Sim::http1(|mut conn, _| async move {
+                conn.read_head().await;
+                let body = conn.read_until("\r\n\r\n").await;
+                assert_eq!(&body[..], b"0\r\nx-sum: 5\r\n\r\n");
+                conn.send("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+                    .await;
+            });
+            let client = sim::client(&sim.pool(|pool| pool), Protocols::Http1);
+            let request = client
+                .request(method.clone(), "/")
+                .header("trailer", "x-sum");
+            assert_eq!(request.body(trailers()).send().await.unwrap().status(), 200);
+
+            let sim = Sim::http2(|mut conn, _| async move {
+                conn.handshake(&[]).await;
+                let head = conn.read_headers().await;
+                let trailers = conn.read_headers().await;
+                assert!(!head.is_end_stream() && trailers.is_end_stream());
+                conn.headers(head.stream, &[(":status", "200")], true).await;
+                conn.closed_by_client().await;
+            });
+            let client = sim::client(&sim.pool(|pool| pool), sim::plain(Protocols::Http2));
+            let request = client.request(method, "/").body(trailers());
+            assert_eq!(request.send().await.unwrap().status(), 200);
         }
     })
     .await;

@@ -85,10 +85,10 @@ pub(crate) enum UploadFraming {
 }
 
 impl UploadFraming {
-    /// The framing for a body of this length, if it is known. Trailers that are announced need the chunked
-    /// coding (RFC 9112 §7.1.2).
+    /// The framing for a body of this length, if it is known. Trailers that are announced, and may come, need the
+    /// chunked coding (RFC 9112 §7.1.2).
     pub(crate) fn new(method: &Method, length: Option<u64>, has_trailers: bool) -> Self {
-        match length.filter(|n| *n == 0 || !has_trailers) {
+        match length.filter(|_| !has_trailers) {
             // RFC 9110 §8.6: methods that anticipate content say so even when there is none.
             Some(0) if !matches!(*method, Method::POST | Method::PUT | Method::PATCH) => {
                 Self::Empty

@@ -236,7 +236,7 @@ impl<S: Carrier> Http1<S> {
         self.state = State::Busy;
         self.is_open = true;
         self.keep_alive = Ok(());
-        let mut upload = Upload::new(request, length, self.forward.as_ref());
+        let mut upload = Upload::new(request, length, body, self.forward.as_ref());
         upload.is_expecting = expect.is_some() && !upload.is_empty();
         let mut exchange = Exchange {
             method: request.method,

@@ -55,9 +55,12 @@ impl Upload {
     pub(super) fn new(
         request: &RequestHead<'_>,
         length: Option<u64>,
+        body: &Body,
         forward: Option<&Forward>,
     ) -> Self {
-        let has_trailers = request.headers.contains_key(http::header::TRAILER);
+        // Any other body has to say itself that it has nothing.
+        let is_empty = body.as_bytes().is_some_and(|bytes| bytes.is_empty());
+        let has_trailers = !is_empty && request.headers.contains_key(http::header::TRAILER);
         let framing = UploadFraming::new(request.method, length, has_trailers);
         Self {
             head: encode::head(request, framing, forward),
@@ -67,7 +70,7 @@ impl Upload {
             body_sent: 0,
             is_expecting: false,
             asks_upgrade: request.headers.contains_key(http::header::UPGRADE),
-            stage: if framing == UploadFraming::Empty {
+            stage: if is_empty && framing == UploadFraming::Empty {
                 Stage::Flush
             } else {
                 Stage::Body

@@ -60,7 +60,7 @@ impl Http2 {
     /// is awaited, and as its body is read.
     ///
     /// # Errors
-    /// Kind ConnectionLost, Refused or Protocol; the request was not sent.
+    /// Kind ConnectionLost, Refused or Protocol; the request was not sent. Body: it is not as long as it should be.
     pub(crate) fn start<L: Send + 'static>(
         self,
         request: Outgoing<impl FnOnce() -> Request<()>>,
@@ -69,7 +69,8 @@ impl Http2 {
         lease: L,
     ) -> Result<Exchange<L>, Error> {
         let is_connect = request.protocol.is_some();
-        let is_empty = request.length == Some(0) && !is_connect;
+        let mut upload = Upload::new(body.take().unwrap_or_default(), request.length);
+        let is_empty = upload.is_complete() && !is_connect;
         let mut head = (request.head)();
         if let Some(protocol) = request.protocol {
             let protocol = h2::ext::Protocol::from(&*protocol);
@@ -79,8 +80,13 @@ impl Http2 {
         // A handle of one's own has sent nothing that it could be waiting for: it is ready.
         let open = || send.send_request(head, is_empty);
         let at = recorder.acquired_at().unwrap_or_else(now);
-        let mut hold = Hold::open(open, shared, lease, at)?;
-        let mut upload = Upload::new(body.take().unwrap_or_default(), request.length);
+        let mut hold = match Hold::open(open, shared, lease, at) {
+            Ok(hold) => hold,
+            Err(error) => {
+                *body = Some(upload.into_body());
+                return Err(error);
+            }
+        };
         let expect = request.expect.filter(|_| !upload.is_done());
         if expect.is_none() && !upload.is_done() {
             hold.stream
@@ -88,7 +94,9 @@ impl Http2 {
             if upload.is_at_hand() {
                 // What fits the window is queued before the task is given a chance: one write.
                 let mut cx = Context::from_waker(Waker::noop());
-                let _ = upload.poll(&mut cx, &hold.stream);
+                if let Poll::Ready(Err(error)) = upload.poll(&mut cx, &hold.stream) {
+                    return Err(error);
+                }
             }
         }
         hold.is_sent = upload.is_complete() && !is_connect;

@@ -51,6 +51,8 @@ enum Stage {
 
 impl Upload {
     pub(super) fn new(body: Body, length: Option<u64>) -> Self {
+        // Any other has to say itself that it has nothing.
+        let is_empty = body.as_bytes().is_some_and(|bytes| bytes.is_empty());
         Self {
             body,
             pending: Bytes::new(),
@@ -58,7 +60,7 @@ impl Upload {
             left: length,
             sent: 0,
             end: End::Unknown,
-            stage: if length == Some(0) {
+            stage: if is_empty && length == Some(0) {
                 Stage::Complete
             } else {
                 Stage::Body
@@ -66,11 +68,17 @@ impl Upload {
         }
     }
 
+    /// The body, of which nothing was asked yet.
+    pub(super) fn into_body(self) -> Body {
+        self.body
+    }
+
     /// Hands over a body that is at hand and fits the initial window of any peer.
     pub(super) fn send_at_once(&mut self, stream: &mut SendStream<Bytes>) {
         if self.stage == Stage::Body
             && let Some(bytes) = self.body.as_bytes().filter(|b| !b.is_empty())
             && bytes.len() <= SEND_AT_ONCE
+            && self.left.is_none_or(|left| left == bytes.len() as u64)
         {
             // Without capacity h2 buffers it.
             self.sent = bytes.len() as u64;
