@@ -147,7 +147,7 @@ impl ClientBuilder {
         self
     }
 
-    /// Sets all timeouts.
+    /// Sets all timeouts, in place of those from the level above: a `None` in them is no bound.
     pub fn timeouts(mut self, timeouts: Timeouts) -> Self {
         self.options.timeouts = timeouts;
         self

@@ -92,7 +92,10 @@ impl ConnectionPool {
         )
     }
 
-    /// A client of a provider, registered under its name and with its key, to be configured further.
+    /// A client of a provider, registered under its name and with its key, to be configured further. One
+    /// [`client`](Self::client) of that name: built again with another key it is the same one, and every clone of
+    /// it sends that key from then on. For several keys of one provider, [`client`](Self::client) with a name for
+    /// each, or [`client_builder`](Self::client_builder).
     pub fn provider(&self, provider: Provider, key: impl AsRef<str>) -> ClientBuilder {
         let Provider {
             name,

@@ -107,7 +107,7 @@ pub struct RequestOptions {
 }
 
 impl RequestOptions {
-    /// Sets all timeouts.
+    /// Sets all timeouts, in place of those from the level above: a `None` in them is no bound.
     pub fn timeouts(mut self, timeouts: Timeouts) -> Self {
         self.timeouts = Some(timeouts);
         self

@@ -141,7 +141,7 @@ impl RequestBuilder {
         self
     }
 
-    /// Sets all timeouts.
+    /// Sets all timeouts, in place of those from the level above: a `None` in them is no bound.
     pub fn timeouts(mut self, timeouts: Timeouts) -> Self {
         self.draft.options.timeouts = Some(timeouts);
         self
