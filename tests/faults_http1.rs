@@ -1023,6 +1023,7 @@ async fn chunks_are_taken_strictly() {
         b"5\r\nhello\r\n0\r\na: b\n\r\n\r\n",
         b"5\r\nhello\r\n0\r\n\n",
         b"5\r\nhello\r\n0\r\na: b\n\n",
+        b"5\r\nhello\r\n0\r\na: b\n\r\n",
     ] {
         let bytes = [CHUNKED.as_bytes(), chunks].concat();
         assert_refused(&bytes, ErrorKind::Protocol, Phase::Receive).await;

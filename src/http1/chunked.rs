@@ -143,13 +143,14 @@ impl ChunkedDecoder {
             if buffer.len() > MAX_TRAILER_BYTES {
                 return Err("trailers are too large");
             }
-            // Who ends lines so would wait for us for ever.
+            // Whoever ends the section so waits for us: there is nothing more to come.
+            let ends_bare = |at: usize| {
+                let rest = &buffer[at + 1..];
+                let is_bare = at == 0 || buffer[at - 1] != b'\r';
+                at == 0 || rest.starts_with(b"\n") || is_bare && rest.starts_with(b"\r\n")
+            };
             let mut lines = memchr::memchr_iter(b'\n', &buffer[from..]);
-            if lines.any(|at| {
-                (from + at)
-                    .checked_sub(1)
-                    .is_none_or(|cr| buffer[cr] != b'\r')
-            }) {
+            if lines.any(|at| ends_bare(from + at)) {
                 return Err("trailers are malformed");
             }
             self.searched = buffer.len();
