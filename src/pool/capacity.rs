@@ -37,6 +37,14 @@ impl fmt::Debug for Capacity {
     }
 }
 
+/// What became of the wish for a place.
+pub(crate) enum GaveUp {
+    Permit(Permit),
+    /// A permit comes free when a connection has closed.
+    Soon,
+    Nothing,
+}
+
 impl Capacity {
     pub(crate) fn new(max: usize) -> Arc<Self> {
         Arc::new(Self {

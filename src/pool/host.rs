@@ -23,7 +23,7 @@ use crate::timing::{ConnectionTrace, ConnectionUse, Phase, WaitCause};
 
 use super::asleep::Lessons;
 use super::budget::RetryBudget;
-use super::capacity::{Blocked, Permit};
+use super::capacity::{Blocked, GaveUp, Permit};
 use super::dial::{DialTask, Report};
 use super::key::Key;
 use super::lease::{H1Conn, H1Lease, H2Conn, H2Lease, Home, Lease};
@@ -32,7 +32,6 @@ use super::maintenance::Janitor;
 use super::shared::{Live, ROOM_AFTER, Shared, pool_closed};
 use super::state::{Cover, HostState, Idle, Minimum, Multiplexed, Pulse, Purpose, Waiter};
 use super::term::Standing;
-use super::upkeep::GaveUp;
 
 /// What a waiter gets.
 #[derive(Debug)]

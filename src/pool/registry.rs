@@ -21,12 +21,12 @@ use crate::sync::lock;
 use crate::tls::{Identities, TlsOptions, warm_provider};
 
 use super::asleep::{Asleep, SLEEPS_AFTER};
+use super::capacity::GaveUp;
 use super::host::Host;
 use super::key::Key;
 use super::limits::Limits;
 use super::maintenance::{Janitor, Origins, Tended};
 use super::shared::{MakeRoom, Shared};
-use super::upkeep::GaveUp;
 
 /// What a pool is made of.
 pub(crate) struct PoolConfig {

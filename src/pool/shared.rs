@@ -11,13 +11,12 @@ use crate::error::{Error, ErrorKind};
 use crate::metrics::Counters;
 use crate::timing::Phase;
 
-use super::capacity::Capacity;
+use super::capacity::{Capacity, GaveUp};
 use super::key::Key;
 use super::lease::Tenure;
 use super::limits::Limits;
 use super::state::Rules;
 use super::term::Term;
-use super::upkeep::GaveUp;
 
 /// Who can close an idle connection of some other origin.
 pub(crate) trait MakeRoom: Send + Sync {

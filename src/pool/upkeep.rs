@@ -15,7 +15,7 @@ use crate::error::Error;
 use crate::sync::lock;
 
 use super::asleep::{Lessons, SLEEPS_AFTER};
-use super::capacity::Permit;
+use super::capacity::GaveUp;
 use super::habits::Habits;
 use super::host::{Denied, Host, Outcome};
 use super::lease::{H1Conn, H2Conn, Home};
@@ -245,14 +245,6 @@ impl Host {
         }
         next
     }
-}
-
-/// What became of the wish for a place.
-pub(crate) enum GaveUp {
-    Permit(Permit),
-    /// A permit comes free when a connection has closed.
-    Soon,
-    Nothing,
 }
 
 impl Tended for Host {
