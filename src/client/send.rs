@@ -641,10 +641,11 @@ async fn bounded<F: Future>(
     traffic: &Traffic,
     doubter: Option<Doubter>,
 ) -> Result<F::Output, Expired> {
-    if until.is_some_and(|(at, _)| at <= now()) {
+    if let Some((at, limit)) = until
+        && at <= now()
+    {
         // To get here took all the time there was, and nothing has been sent yet.
         traffic.is_held.store(true, Relaxed);
-        let limit = until.map(|(_, limit)| limit).unwrap_or_default();
         let what = "timeout";
         return Err(Expired { what, limit });
     }
