@@ -6,7 +6,9 @@ mod support;
 use std::time::Duration;
 
 use common::{BOTH, World, eventually, in_time, join_all};
-use firstbyte::{CloseReason, ErrorKind, Limits, Phase, Protocols, Timeouts};
+use firstbyte::{
+    Client, CloseReason, ConnectionUse, ErrorKind, Limits, Phase, Protocols, Timeouts,
+};
 use support::gate::Gate;
 use support::server::Reply;
 
@@ -120,6 +122,34 @@ async fn waiting_for_a_limit_has_its_own_timeout_and_is_shown_apart() {
         };
         let (first, ()) = tokio::join!(first, rest);
         first.unwrap();
+    })
+    .await;
+}
+
+/// What other origins keep idle must not cost a busy one its connection after every request.
+#[tokio::test]
+async fn idle_limit_closes_what_is_idle_for_longest_whosever_it_is() {
+    in_time(async {
+        for (old, busy) in [(0, 1), (1, 0), (0, 0), (1, 1)] {
+            let world = World::with(
+                |server| server,
+                |pool| pool.limits(Limits::default().max_keepalive_connections(1)),
+            )
+            .await;
+            let get = async |client: &Client| {
+                let mut response = client.get("/").send().await.unwrap();
+                response.bytes().await.unwrap();
+                response.connection_use()
+            };
+            get(&world.client(BOTH[old])).await;
+            let busy = world.client_of(&world.other_url(), BOTH[busy]);
+            assert_eq!(get(&busy).await, ConnectionUse::New);
+            for _ in 0..3 {
+                assert_eq!(get(&busy).await, ConnectionUse::Idle);
+            }
+            eventually("the other's goes", || world.pool.stats().open == 1).await;
+            assert_eq!(world.pool.stats().closed[&CloseReason::IdleLimit], 1);
+        }
     })
     .await;
 }

@@ -35,9 +35,8 @@ impl Host {
         if self.gives_way() {
             self.retire_idle(conn, CloseReason::MadeRoom);
         }
-        let limit = self.shared.limits.max_keepalive_connections;
-        if self.shared.idle() > limit && !self.has_waiters() && !self.is_below_minimum() {
-            self.retire_idle(conn, CloseReason::IdleLimit);
+        if self.shared.has_too_many_idle() && !self.has_waiters() && !self.is_below_minimum() {
+            self.over_idle_limit();
         }
     }
 
@@ -53,7 +52,7 @@ impl Host {
     fn is_below_minimum(&self) -> bool {
         let books = lock(&self.books);
         let minimum = books.minimum();
-        books.state.wants_shared(minimum)
+        books.state.keeps_shared(minimum)
     }
 
     /// Whether the place of a connection that is free now should go to another origin: only to one that has
@@ -185,6 +184,7 @@ impl Host {
         let mut out = None;
         let mut grant = None;
         let mut due = None;
+        let mut sheds = false;
         let was_woken;
         {
             let mut books = lock(&self.books);
@@ -225,17 +225,9 @@ impl Host {
                     peer_expires: peer.map(|limit| deadline(since, limit)),
                 };
                 due = Some(idle.peer_expires.unwrap_or(idle.expires).min(idle.expires));
-                if self.shared.try_idle() {
-                    state.put_idle(idle);
-                } else if state.wants_idle(minimum) {
-                    self.shared.more_idle();
-                    state.put_idle(idle);
-                } else {
-                    // The oldest of this origin has the least left of its time.
-                    state.put_idle(idle);
-                    let oldest = state.idle.remove(0);
-                    out = Some((oldest.conn, CloseReason::IdleLimit));
-                }
+                self.shared.more_idle();
+                state.put_idle(idle);
+                sheds = self.shared.has_too_many_idle() && !state.keeps_idle(minimum);
             }
         }
         if let Some((conn, why)) = out {
@@ -246,6 +238,9 @@ impl Host {
         }
         if let Some(due) = due {
             self.janitor.due_at(due);
+        }
+        if sheds {
+            self.over_idle_limit();
         }
         // Who looked then did not find it on the stack.
         if was_woken {

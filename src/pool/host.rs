@@ -517,6 +517,17 @@ impl Host {
         }
     }
 
+    /// More connections are idle than the pool's limit allows.
+    pub(super) fn over_idle_limit(self: &Arc<Self>) {
+        if let Some(room) = self.shared.room.get().and_then(Weak::upgrade) {
+            room.shed_idle();
+        }
+        // It is not among the origins that have connections yet.
+        if self.shared.has_too_many_idle() {
+            self.shed_idle();
+        }
+    }
+
     /// For how long a connection of another origin must have been idle for us to get its place.
     pub(super) fn room_after(&self) -> Duration {
         match self.starves_since() {

@@ -10,7 +10,9 @@ use crate::error::Error;
 pub struct Limits {
     /// Connections of the whole pool, dials in progress and upgraded ones included. Default 100.
     pub max_connections: usize,
-    /// Connections that may be idle at the same time. Default 20.
+    /// Connections that may be idle at the same time, in the whole pool. One more, and the one that has been
+    /// idle for longest is closed, whatever its origin; those kept warm are not. Default 20: with more origins
+    /// than that in turn, each would find its connection closed.
     pub max_keepalive_connections: usize,
     /// How long an idle HTTP/1.1 connection is kept. Default 30 s: under the common 60 s limit of
     /// balancers, so that we close first.

@@ -27,6 +27,7 @@ use super::key::Key;
 use super::limits::Limits;
 use super::maintenance::{Janitor, Origins, Tended};
 use super::shared::{MakeRoom, Shared};
+use super::state::Minimum;
 
 /// What a pool is made of.
 pub(crate) struct PoolConfig {
@@ -304,7 +305,13 @@ impl Registry {
             .iter()
             .filter(|key| except != Some(key))
             .filter_map(|key| hosts.get(key).cloned())
-            .filter_map(|host| Some((Some(host.key.runtime()) != here, host.idle_since()?, host)))
+            .filter_map(|host| {
+                Some((
+                    Some(host.key.runtime()) != here,
+                    host.idle_since(Minimum::default())?,
+                    host,
+                ))
+            })
             .collect();
         idle.sort_by_key(|(is_elsewhere, since, _): &(bool, Instant, _)| (*is_elsewhere, *since));
         for (_, _, host) in idle {
@@ -346,6 +353,22 @@ impl MakeRoom for Registry {
             populated.insert(origin.clone());
         } else {
             populated.remove(origin);
+        }
+    }
+
+    fn shed_idle(&self) {
+        let populated: Vec<_> = lock(&self.populated).iter().cloned().collect();
+        let hosts = self.hosts.pin();
+        let hosts = populated.iter().filter_map(|key| hosts.get(key));
+        let mut idle: Vec<_> = hosts
+            .filter_map(|host| Some((host.idle_since(host.minimum())?, host)))
+            .collect();
+        idle.sort_by_key(|(since, _)| *since);
+        for (_, host) in idle {
+            if !self.shared.has_too_many_idle() {
+                return;
+            }
+            host.shed_idle();
         }
     }
 

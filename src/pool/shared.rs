@@ -22,6 +22,8 @@ use super::term::Term;
 pub(crate) trait MakeRoom: Send + Sync {
     /// Of those that have been idle for `at_least`.
     fn make_room(&self, for_whom: &Key, at_least: Duration) -> GaveUp;
+    /// Closes what has been idle for longest in the whole pool, until no more are idle than the limit allows.
+    fn shed_idle(&self);
     /// The origin has its first connection, or lost its last one. Called without its lock.
     fn populated(&self, origin: &Key);
 }
@@ -98,13 +100,18 @@ impl Shared {
         self.idle.0.fetch_sub(1, Ordering::SeqCst);
     }
 
-    /// One more idle connection, if the limit allows.
-    pub(crate) fn try_idle(&self) -> bool {
+    /// Whether more are idle than the limit allows.
+    pub(crate) fn has_too_many_idle(&self) -> bool {
+        self.idle() > self.limits.max_keepalive_connections
+    }
+
+    /// One idle connection less, if there are more than the limit allows.
+    pub(crate) fn try_shed(&self) -> bool {
         let max = isize::try_from(self.limits.max_keepalive_connections).unwrap_or(isize::MAX);
         self.idle
             .0
             .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| {
-                (n < max).then_some(n + 1)
+                (n > max).then_some(n - 1)
             })
             .is_ok()
     }

@@ -381,13 +381,13 @@ impl<I, S: Multiplexed + Clone, W, D> HostState<I, S, W, D> {
         wanted
     }
 
-    /// Whether one more idle HTTP/1.1 connection is to be kept, whatever the idle limit says.
-    pub(crate) fn wants_idle(&self, minimum: Minimum) -> bool {
-        self.idle.len() < minimum.idle
+    /// Whether every idle HTTP/1.1 connection is to be kept, whatever the idle limit says.
+    pub(crate) fn keeps_idle(&self, minimum: Minimum) -> bool {
+        self.idle.len() <= minimum.idle
     }
 
     /// Whether every HTTP/2 connection is to be kept, whatever the idle limit says.
-    pub(crate) fn wants_shared(&self, minimum: Minimum) -> bool {
+    pub(crate) fn keeps_shared(&self, minimum: Minimum) -> bool {
         self.shared.len() <= minimum.shared
     }
 
@@ -799,17 +799,17 @@ mod play {
         }
 
         fn put_idle(&mut self, conn: u64) {
-            let has_room =
-                self.state.idle.len() < self.idle_limit || self.state.wants_idle(self.minimum);
-            if !has_room {
-                return self.close(conn);
-            }
             self.state.put_idle(Idle {
                 conn,
                 since: self.now,
                 expires: self.now + Duration::from_secs(5),
                 peer_expires: None,
             });
+            let over = self.state.idle.len() > self.idle_limit;
+            if over && !self.state.keeps_idle(self.minimum) {
+                let oldest = self.state.idle.remove(0);
+                self.close(oldest.conn);
+            }
         }
 
         fn close(&mut self, id: u64) {

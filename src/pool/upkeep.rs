@@ -17,7 +17,7 @@ use crate::sync::lock;
 use super::asleep::{Lessons, SLEEPS_AFTER};
 use super::capacity::GaveUp;
 use super::habits::Habits;
-use super::host::{Denied, Host, Outcome};
+use super::host::{Books, Denied, Host, Outcome};
 use super::lease::{H1Conn, H2Conn, Home};
 use super::maintenance::Tended;
 use super::shared::{ROOM_AFTER, pool_closed, runtime_gone};
@@ -28,6 +28,21 @@ use super::term::{Standing, announced_idle};
 const ADDRESS_CHECK: Duration = Duration::from_secs(60);
 /// And whether those who wanted connections kept warm are still there.
 const MINIMUM_CHECK: Duration = Duration::from_secs(10);
+
+impl Books {
+    /// The connection that is idle for longest, the minimum left aside, and since when: an HTTP/2 connection,
+    /// or the first of the idle HTTP/1.1 ones.
+    fn oldest_idle(&self, kept: Minimum) -> Option<(Instant, Option<Arc<H2Conn>>)> {
+        let state = &self.state;
+        let h1 = (!state.keeps_idle(kept)).then(|| state.idle.first());
+        let h1 = h1.flatten().map(|idle| (idle.since, None));
+        let h2 = state.shared.iter().filter(|conn| conn.in_use() == 0);
+        let h2 = h2.map(|conn| (conn.idle_since(), Some(conn.clone())));
+        let h2 = h2.min_by_key(|(since, _)| *since);
+        let h2 = h2.filter(|_| !state.keeps_shared(kept));
+        h1.into_iter().chain(h2).min_by_key(|(since, _)| *since)
+    }
+}
 
 impl Host {
     /// Closes the longest idle HTTP/1.1 connection and gives its permit away; an idle HTTP/2
@@ -62,18 +77,34 @@ impl Host {
         }
     }
 
-    /// When its longest idle connection became so.
-    pub(crate) fn idle_since(&self) -> Option<Instant> {
-        let books = lock(&self.books);
-        let h1 = books.state.idle.first().map(|idle| idle.since);
-        let h2 = books
-            .state
-            .shared
-            .iter()
-            .filter(|conn| conn.in_use() == 0)
-            .map(|conn| conn.idle_since())
-            .min();
-        h1.into_iter().chain(h2).min()
+    /// When its longest idle connection became so; without those of the minimum that is kept.
+    pub(crate) fn idle_since(&self, kept: Minimum) -> Option<Instant> {
+        lock(&self.books).oldest_idle(kept).map(|(since, _)| since)
+    }
+
+    /// Closes its longest idle connection beyond the minimum, if more are idle in the pool than its limit
+    /// allows.
+    pub(crate) fn shed_idle(self: &Arc<Self>) {
+        let (idle, shared) = {
+            let mut books = lock(&self.books);
+            match books.oldest_idle(books.minimum()) {
+                Some((_, Some(conn))) => (None, Some(conn)),
+                Some((_, None)) if self.shared.try_shed() => {
+                    (Some(books.state.idle.remove(0)), None)
+                }
+                _ => (None, None),
+            }
+        };
+        if let Some(Idle { conn, .. }) = idle {
+            self.clone().close(conn, CloseReason::IdleLimit);
+        }
+        if let Some(conn) = shared.filter(|_| self.shared.has_too_many_idle()) {
+            self.retire_idle(&conn, CloseReason::IdleLimit);
+        }
+    }
+
+    pub(crate) fn minimum(&self) -> Minimum {
+        lock(&self.books).minimum()
     }
 
     /// Closes everything idle.
