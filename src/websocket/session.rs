@@ -11,7 +11,7 @@ use bytes::Bytes;
 use futures_core::Stream;
 use futures_sink::Sink;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::task::coop::poll_proceed;
+use tokio::task::coop::{has_budget_remaining, poll_proceed};
 use tokio::time::{Sleep, sleep_until};
 use tokio_websockets::proto::ProtocolError;
 use tokio_websockets::{ClientBuilder, CloseCode, Error as WsError, Limits, WebSocketStream};
@@ -185,11 +185,16 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Session<T> {
                     return Poll::Ready(Some(Err(self.fail(error))));
                 }
                 Poll::Pending => {
+                    // Fragments that end no message had the turn, and the timer does not get any of it either.
+                    let is_cut_short = !has_budget_remaining();
+                    if is_cut_short && let Err(error) = self.check_time(MOST_IN_ONE_TURN) {
+                        return Poll::Ready(Some(Err(self.fail(error))));
+                    }
                     let error = ready!(self.poll_alarm(cx));
                     return Poll::Ready(Some(Err(self.fail(error))));
                 }
             };
-            if let Err(error) = self.check_time() {
+            if let Err(error) = self.check_time(1) {
                 return Poll::Ready(Some(Err(self.fail(error))));
             }
             if message.is_text() || message.is_binary() {
@@ -206,12 +211,12 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Session<T> {
         Poll::Pending
     }
 
-    /// Something came. A peer that never stops sending does not put the closing off.
-    fn check_time(&mut self) -> Result<(), Error> {
+    /// Something came, as good as so many messages. A peer that never stops sending does not put the closing off.
+    fn check_time(&mut self, messages: u32) -> Result<(), Error> {
         if let State::Closing { until } = self.state
             && now() >= until
         {
-            self.late += 1;
+            self.late += messages;
             if self.late > MOST_BEHIND_TIME {
                 return Err(self.took_too_long());
             }
@@ -661,5 +666,79 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Watched<T> {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    // layering: uses this module, its siblings and clock, which is below.
+    use std::future::poll_fn;
+
+    use tokio::io::AsyncReadExt;
+    use tokio::time::advance;
+
+    use super::*;
+
+    /// A message that goes on for ever and has nothing in it: there is always something to read.
+    struct Endless;
+
+    impl AsyncRead for Endless {
+        fn poll_read(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            buf: &mut ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
+            buf.put_slice(&[0, 0]);
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    impl AsyncWrite for Endless {
+        fn poll_write(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            buf: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            Poll::Ready(Ok(buf.len()))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn closing_ends_although_nothing_but_empty_fragments_comes() {
+        let first = &b"\x01\x00"[..];
+        let io = tokio::io::join(first.chain(Endless), Endless);
+        let mut session = Session::new(io, false, SessionOptions::default());
+        session
+            .start_close(&CloseFrame {
+                code: None,
+                reason: "".into(),
+            })
+            .unwrap();
+        let mut turns = 0;
+        let turn = async |session: &mut Session<_>| {
+            let once = poll_fn(|cx| Poll::Ready(session.poll_next(cx))).await;
+            tokio::task::yield_now().await;
+            once
+        };
+        for _ in 0..100 {
+            assert!(turn(&mut session).await.is_pending(), "it has time");
+        }
+        advance(SessionOptions::default().close_timeout).await;
+        let error = loop {
+            turns += 1;
+            assert!(turns < 100, "it has no time left");
+            if let Poll::Ready(message) = turn(&mut session).await {
+                break message.unwrap().unwrap_err();
+            }
+        };
+        assert_eq!(error.kind(), ErrorKind::Timeout, "{error}");
     }
 }
