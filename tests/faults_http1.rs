@@ -1406,6 +1406,52 @@ async fn early_answer_ends_the_upload_though_the_server_goes_on_reading() {
     .await;
 }
 
+/// A body that is as long as it said and never says that it has ended, as a channel whose sender lives on.
+struct Unending(Option<Bytes>);
+
+impl http_body::Body for Unending {
+    type Data = Bytes;
+    type Error = std::convert::Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Result<http_body::Frame<Bytes>, Self::Error>>> {
+        let data = self.0.take().filter(|data| !data.is_empty());
+        data.map_or(std::task::Poll::Pending, |data| {
+            std::task::Poll::Ready(Some(Ok(http_body::Frame::data(data))))
+        })
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        http_body::SizeHint::with_exact(self.0.as_ref().map_or(0, Bytes::len) as u64)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn body_that_gave_all_it_announced_is_sent() {
+    for content in ["", "hello"] {
+        let sim = Sim::http1(move |mut conn, _| async move {
+            loop {
+                if conn.read_head().await.is_empty() {
+                    return;
+                }
+                assert_eq!(conn.read_body(content.len()).await.len(), content.len());
+                conn.send(OK).await;
+            }
+        });
+        let pool = sim.pool(|pool| pool);
+        let client = sim::client(&pool, Protocols::Http1);
+        for how in [ConnectionUse::New, ConnectionUse::Idle] {
+            let body = Body::wrap(Unending(Some(content.into())));
+            let mut response = client.post("/").body(body).send().await.unwrap();
+            assert_eq!(response.text().await.unwrap(), "ok");
+            assert_eq!(response.connection_use(), how, "{content:?}");
+            assert!(response.timing().upload_end().is_some(), "{content:?}");
+        }
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn upgrade_that_is_declined_is_a_response_like_any_other() {
     for (answer, body) in [

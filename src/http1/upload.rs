@@ -121,6 +121,9 @@ impl Upload {
                     Poll::Pending if self.waiting() == 0 => {
                         // Nothing more for now: what was written must not wait for it.
                         ready!(Pin::new(&mut *io).poll_flush(cx)).map_err(UploadError::Write)?;
+                        if self.has_all() {
+                            break;
+                        }
                         return Poll::Pending;
                     }
                     Poll::Pending => {}
@@ -134,14 +137,21 @@ impl Upload {
                 if self.is_expecting {
                     return Poll::Pending;
                 }
-                self.stage = Stage::Done;
-                return Poll::Ready(Ok(()));
+                break;
             }
             if self.stage == Stage::Flush {
                 io.write_ahead();
             }
             ready!(self.poll_write(cx, io)).map_err(UploadError::Write)?;
         }
+        self.stage = Stage::Done;
+        Poll::Ready(Ok(()))
+    }
+
+    /// The body has given all that it announced, and nothing has to follow it. That it has ended it may say later, or
+    /// never.
+    fn has_all(&self) -> bool {
+        self.body_left == Some(0) && self.framing != UploadFraming::Chunked
     }
 
     fn poll_write<S: Carrier>(&mut self, cx: &mut Context<'_>, io: &mut S) -> Poll<io::Result<()>> {
