@@ -392,6 +392,7 @@ impl tokio::io::AsyncWrite for PanickingIo {
         mut self: std::pin::Pin<&mut Self>,
         cx: &mut std::task::Context<'_>,
     ) -> std::task::Poll<std::io::Result<()>> {
+        assert_ne!(self.1, "flush", "the transport panics");
         std::pin::Pin::new(&mut self.0).poll_flush(cx)
     }
 
@@ -399,6 +400,7 @@ impl tokio::io::AsyncWrite for PanickingIo {
         mut self: std::pin::Pin<&mut Self>,
         cx: &mut std::task::Context<'_>,
     ) -> std::task::Poll<std::io::Result<()>> {
+        assert_ne!(self.1, "shutdown", "the transport panics");
         std::pin::Pin::new(&mut self.0).poll_shutdown(cx)
     }
 }
@@ -406,7 +408,7 @@ impl tokio::io::AsyncWrite for PanickingIo {
 #[tokio::test(start_paused = true)]
 async fn panic_of_the_callers_code_costs_its_connection_and_nothing_else() {
     for protocols in BOTH {
-        for place in ["dial", "read", "write", "body"] {
+        for place in ["dial", "read", "write", "flush", "shutdown", "body"] {
             let sim = if protocols == Protocols::Http1 {
                 Sim::http1(|conn, _| slow_h1(conn))
             } else {
@@ -438,6 +440,18 @@ async fn panic_of_the_callers_code_costs_its_connection_and_nothing_else() {
             let stats = pool.stats();
             assert_eq!((stats.waiting, stats.active), (0, 0), "{case}: {stats:?}");
             assert_eq!(stats.open, sim.live(), "{case}");
+            let is_expired = || async {
+                // Longer than any connection is kept idle.
+                sleep(millis(400_000)).await;
+                assert_eq!((pool.stats().open, sim.live()), (0, 0), "{case}");
+            };
+            if place == "shutdown" {
+                // One more beside it, which must not go with it.
+                tokio::join!(call(client.clone(), false), call(client.clone(), false));
+                is_expired().await;
+                let closed: Vec<_> = pool.stats().closed.into_keys().collect();
+                assert_eq!(closed, [CloseReason::IdleExpired], "{case}");
+            }
             let works = timeout(millis(60_000), call(client.clone(), false)).await;
             works.unwrap_or_else(|_| panic!("{case}: the pool hangs"));
             let stats = pool.stats();
@@ -445,6 +459,7 @@ async fn panic_of_the_callers_code_costs_its_connection_and_nothing_else() {
                 !stats.closed.contains_key(&CloseReason::RuntimeGone),
                 "{case}"
             );
+            is_expired().await;
         }
     }
 }

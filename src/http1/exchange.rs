@@ -2,6 +2,7 @@
 
 use std::future::{Future, poll_fn};
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -208,7 +209,9 @@ impl<S: Carrier> Http1<S> {
             return;
         }
         let mut cx = Context::from_waker(std::task::Waker::noop());
-        let _ = Pin::new(&mut self.io).poll_shutdown(&mut cx);
+        // Whoever closes it, the pool's own task above all, has other things to do if a transport of the user's panics.
+        let shutdown = AssertUnwindSafe(|| Pin::new(&mut self.io).poll_shutdown(&mut cx));
+        let _panicked = catch_unwind(shutdown);
     }
 
     /// The stream, what was read of the next protocol (RFC 9110 §7.8), and who looks after the socket.

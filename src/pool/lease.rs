@@ -433,6 +433,10 @@ impl H1Lease {
 
 impl Drop for H1Lease {
     fn drop(&mut self) {
+        if let Some((conn, home)) = self.held.take_if(|_| std::thread::panicking()) {
+            // Perhaps it was the transport that panicked: it is not asked anything again.
+            home.close(conn, CloseReason::Failed);
+        }
         if self.held.is_some() {
             self.release(now());
         }
