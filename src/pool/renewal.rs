@@ -70,11 +70,20 @@ impl Host {
         let purpose = Purpose::Successor(id.as_u64());
         let unused = match self.shared.capacity.try_reserve() {
             Some(permit) => self.start_dial(permit, purpose, Asked::default()),
-            None => return self.successor_failed(id.as_u64()),
+            None => return self.no_room_for_successor(id.as_u64(), why),
         };
         if let Some(permit) = unused {
             drop(permit);
-            self.successor_failed(id.as_u64());
+            self.no_room_for_successor(id.as_u64(), why);
+        }
+    }
+
+    /// A limit leaves no room for two at a time.
+    fn no_room_for_successor(self: &Arc<Self>, old: u64, why: CloseReason) {
+        match why {
+            // Nothing else would ever end these: the next request dials.
+            CloseReason::AddressGone | CloseReason::WornOut => self.end_term(old, false),
+            _ => self.successor_failed(old),
         }
     }
 
@@ -96,6 +105,12 @@ impl Host {
 
     /// The successor of a connection is ready: the old one takes no more requests.
     pub(super) fn succeeded(self: &Arc<Self>, old: u64) {
+        self.end_term(old, true);
+    }
+
+    /// The connection takes no more requests. Without a successor one that is shared ends only when it carries
+    /// nothing: others would wait for its last stream.
+    fn end_term(self: &Arc<Self>, old: u64, has_successor: bool) {
         let (why, shared, idle) = {
             let mut books = lock(&self.books);
             let Some(live) = find(&mut books, old) else {
@@ -104,10 +119,13 @@ impl Host {
             let why = live
                 .renewal
                 .map_or(CloseReason::Lifetime, |renewal| renewal.why);
-            let _ = live.tenure.over.set(why);
+            let tenure = live.tenure.clone();
             let state = &mut books.state;
             let shared = state.multiplexed().find(|c| c.info.id().as_u64() == old);
             let shared = shared.cloned();
+            if has_successor || shared.is_none() {
+                let _ = tenure.over.set(why);
+            }
             let is_it = |idle: &super::state::Idle<Box<super::lease::H1Conn>>| {
                 idle.conn.info.id().as_u64() == old
             };
@@ -116,7 +134,11 @@ impl Host {
             (why, shared, idle)
         };
         if let Some(conn) = shared {
-            self.retire(&conn, why);
+            if has_successor {
+                self.retire(&conn, why);
+            } else if !self.retire_idle(&conn, why) {
+                self.successor_failed(old);
+            }
         }
         if let Some(idle) = idle {
             self.shared.less_idle();
