@@ -185,3 +185,73 @@ async fn without_an_idle_one_the_error_says_so_and_the_pool_recovers() {
     })
     .await;
 }
+
+/// In a process of its own, since the limit is the process's.
+#[cfg(target_os = "linux")]
+#[test]
+fn unix_socket_gets_the_descriptor_of_an_idle_connection() {
+    use std::process::Command;
+
+    const INSIDE: &str = "FIRSTBYTE_TEST_FEW_DESCRIPTORS";
+    const NAME: &str = "unix_socket_gets_the_descriptor_of_an_idle_connection";
+    if std::env::var_os(INSIDE).is_some() {
+        let runtime = tokio::runtime::Builder::new_current_thread();
+        let runtime = { runtime }.enable_all().build().unwrap();
+        return runtime.block_on(in_time(without_descriptors()));
+    }
+    let exe = std::env::current_exe().unwrap();
+    let script = format!("ulimit -n 64; exec \"$0\" --exact {NAME} --nocapture");
+    let mut child = Command::new("sh");
+    child.args(["-c", &script]).arg(exe).env(INSIDE, "1");
+    let ran = child.output().unwrap();
+    let said = String::from_utf8_lossy(&ran.stdout);
+    let failed = String::from_utf8_lossy(&ran.stderr);
+    assert!(
+        ran.status.success() && said.contains("1 passed"),
+        "{said}{failed}"
+    );
+}
+
+#[cfg(target_os = "linux")]
+async fn without_descriptors() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    let path = std::env::temp_dir().join(format!("firstbyte-few-{}", std::process::id()));
+    let listener = tokio::net::UnixListener::bind(&path).unwrap();
+    let pool = ConnectionPool::new();
+    let client = |name: &str| {
+        let builder = pool.client_builder(format!("http://{name}"));
+        builder.unix_socket(&path).build().unwrap()
+    };
+    let serve = async |close: Option<tokio::net::UnixStream>, length: u32| {
+        drop(close);
+        let (mut stream, _) = listener.accept().await.unwrap();
+        assert!(stream.read(&mut [0; 1000]).await.unwrap() > 0);
+        let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {length}\r\n\r\n");
+        stream.write_all(answer.as_bytes()).await.unwrap();
+        stream
+    };
+    let (a, b) = (client("a.test"), client("b.test"));
+    let (answer, server) = tokio::join!(a.get("/").send(), serve(None, 0));
+    answer.unwrap();
+    let mut rest = Vec::new();
+    while let Ok(file) = std::fs::File::open("/dev/null") {
+        rest.push(file);
+    }
+    let dial = b.get("/").send();
+    let (answer, _server) = tokio::join!(dial, async {
+        common::eventually("the idle one has made room", || {
+            pool.stats().closed.contains_key(&CloseReason::MadeRoom)
+        })
+        .await;
+        // Its body does not come: it stays in use.
+        serve(Some(server), 1).await
+    });
+    let held = answer.unwrap();
+    assert_eq!(held.metrics().attempts, 1);
+    let error = client("c.test").get("/").send().await;
+    drop(rest);
+    std::fs::remove_file(&path).unwrap();
+    let error = error.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Exhausted, "{error}");
+}

@@ -3,10 +3,10 @@
 mod common;
 mod support;
 
-use common::{World, in_time};
+use common::{World, eventually, in_time};
 use firstbyte::io::PeerAddr;
 use firstbyte::proxy::{Proxy, ProxyRules};
-use firstbyte::{Client, ConnectionUse, ErrorKind, Phase, Protocols, ReplaySafety};
+use firstbyte::{Client, ConnectionPool, ConnectionUse, ErrorKind, Phase, Protocols, ReplaySafety};
 use support::pki;
 use support::proxy::{Asked, Manner, ProxyPeer};
 use support::server::Server;
@@ -320,6 +320,56 @@ async fn connections_are_never_shared_between_proxies_or_credentials() {
     .await;
 }
 
+/// Linux refuses where TCP would wait: a burst must not fail because the server is a moment behind.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn unix_socket_with_a_full_queue_is_waited_for() {
+    in_time(async {
+        use std::os::unix::net::{UnixListener, UnixStream};
+
+        let path = std::env::temp_dir().join(format!("firstbyte-full-{}", std::process::id()));
+        let listener = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None);
+        let listener = listener.unwrap();
+        listener
+            .bind(&socket2::SockAddr::unix(&path).unwrap())
+            .unwrap();
+        listener.listen(0).unwrap();
+        let before = UnixStream::connect(&path).unwrap();
+        let full = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None);
+        let full = full.unwrap();
+        full.set_nonblocking(true).unwrap();
+        let full = full.connect(&socket2::SockAddr::unix(&path).unwrap());
+        assert_eq!(full.unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
+        let pool = ConnectionPool::builder()
+            .connect_timeout(std::time::Duration::from_millis(30))
+            .build()
+            .unwrap();
+        let builder = |pool: &ConnectionPool| pool.client_builder("http://a.test");
+        let client = builder(&pool).unix_socket(&path).build().unwrap();
+        let error = client.get("/").send().await.unwrap_err();
+        assert!(error.is_timeout() && error.is_connect(), "{error}");
+        let pool = ConnectionPool::new();
+        let client = builder(&pool).unix_socket(&path).build().unwrap();
+        let request = tokio::spawn(async move { client.get("/").send().await });
+        // Its dial has begun, and found no room.
+        eventually("a dial", || pool.stats().open == 1).await;
+        let serving = std::thread::spawn(move || {
+            use std::io::{Read, Write};
+            let listener = UnixListener::from(std::os::fd::OwnedFd::from(listener));
+            drop((listener.accept().unwrap(), before));
+            let (mut stream, _) = listener.accept().unwrap();
+            assert!(stream.read(&mut [0; 1000]).unwrap() > 0);
+            let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
+            stream.write_all(answer).unwrap();
+            stream
+        });
+        assert_eq!(request.await.unwrap().unwrap().status(), 200);
+        serving.join().unwrap();
+        std::fs::remove_file(&path).unwrap();
+    })
+    .await;
+}
+
 #[cfg(unix)]
 #[tokio::test]
 async fn unix_socket_is_an_origins_transport() {
@@ -340,7 +390,7 @@ async fn unix_socket_is_an_origins_transport() {
                 .unwrap();
             String::from_utf8(head).unwrap()
         });
-        let pool = firstbyte::ConnectionPool::new();
+        let pool = ConnectionPool::new();
         let builder = || pool.client_builder("http://docker.test/v1");
         let client = builder().unix_socket(&path).build().unwrap();
         let mut response = client.get("/info").send().await.unwrap();

@@ -12,7 +12,7 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncBufRead, AsyncWrite};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tokio_rustls::client::TlsStream;
 
 use crate::clock::{deadline, now};
@@ -383,7 +383,7 @@ async fn reach(
     learned: Learned,
 ) -> Result<Reached, Error> {
     if let FirstHop::Unix(path) = &plan.first_hop {
-        let (end, wire) = wired(reach_unix(path, recorder).await?, None);
+        let (end, wire) = wired(reach_unix(path, deps, recorder).await?, None);
         return Ok(Reached {
             end,
             tcp: None,
@@ -522,11 +522,32 @@ fn failed_to_open(error: io::Error) -> AttemptError {
 }
 
 #[cfg(unix)]
-async fn reach_unix(path: &Path, recorder: &Arc<DialRecorder>) -> Result<Transport, Error> {
+async fn reach_unix(
+    path: &Path,
+    deps: &Deps,
+    recorder: &Arc<DialRecorder>,
+) -> Result<Transport, Error> {
+    use tokio::net::UnixStream;
+
     recorder.emit(DialEvent::UnixConnectStart);
-    let stream = tokio::net::UnixStream::connect(path).await.map_err(|e| {
+    let mut stream = UnixStream::connect(path).await;
+    if stream.as_ref().is_err_and(tcp::is_exhausted) && deps.relieve().await {
+        stream = UnixStream::connect(path).await;
+    }
+    // The listener's queue is full (connect(2), EAGAIN). TCP would send its SYN again; of a Unix socket nobody is told
+    // when there is room. Until the time to connect is over.
+    let mut pause = Duration::from_millis(1);
+    while stream
+        .as_ref()
+        .is_err_and(|e| e.kind() == io::ErrorKind::WouldBlock)
+    {
+        sleep(pause).await;
+        pause = (pause * 2).min(Duration::from_millis(50));
+        stream = UnixStream::connect(path).await;
+    }
+    let stream = stream.map_err(|e| {
         let message = format!("cannot connect to the Unix socket {}", path.display());
-        Error::new(ErrorKind::Connect, message)
+        Error::new(kind_of_unreachable(&e), message)
             .at(Phase::Tcp)
             .with_source(e)
     })?;
@@ -535,7 +556,7 @@ async fn reach_unix(path: &Path, recorder: &Arc<DialRecorder>) -> Result<Transpo
 }
 
 #[cfg(not(unix))]
-async fn reach_unix(_: &Path, _: &Arc<DialRecorder>) -> Result<Transport, Error> {
+async fn reach_unix(_: &Path, _: &Deps, _: &Arc<DialRecorder>) -> Result<Transport, Error> {
     Err(Error::invalid("there are no Unix sockets on this system"))
 }
 
@@ -561,14 +582,19 @@ fn unreachable(plan: &Plan, error: RaceError) -> Error {
                 n => format!(" nor to {} other address(es)", n - 1),
             };
             let message = format!("cannot connect to {addr}{of}{others}");
-            let kind = if tcp::is_exhausted(&error) {
-                ErrorKind::Exhausted
-            } else {
-                ErrorKind::Connect
-            };
-            Error::new(kind, message).at(Phase::Tcp).with_source(error)
+            Error::new(kind_of_unreachable(&error), message)
+                .at(Phase::Tcp)
+                .with_source(error)
         }
         RaceError::Handshake(error) => error,
+    }
+}
+
+fn kind_of_unreachable(error: &io::Error) -> ErrorKind {
+    if tcp::is_exhausted(error) {
+        ErrorKind::Exhausted
+    } else {
+        ErrorKind::Connect
     }
 }
 
