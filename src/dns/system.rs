@@ -45,7 +45,35 @@ impl Resolve for SystemResolver {
     }
 }
 
-/// `getaddrinfo` tells its causes only in words; std gives all of them one kind.
+/// `getaddrinfo` tells its causes only in words; std gives all of them one kind. That there is no such name is worth
+/// knowing: it is remembered, and an old answer does not stand in for it as it does for a resolver that fails. Other
+/// systems than Linux say the same words where they have no network.
 fn classify(error: io::Error) -> ResolveError {
-    ResolveError::new(ResolveErrorKind::Other).with_source(error)
+    /// EAI_NONAME of glibc and of musl.
+    const NO_SUCH_NAME: [&str; 2] = ["Name or service not known", "Name does not resolve"];
+    let said = error.to_string();
+    let is_known = cfg!(target_os = "linux") && NO_SUCH_NAME.iter().any(|no| said.ends_with(no));
+    let kind = if is_known {
+        ResolveErrorKind::NoSuchName
+    } else {
+        ResolveErrorKind::Other
+    };
+    ResolveError::new(kind).with_source(error)
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    // layering: uses this module and its siblings.
+    use super::*;
+
+    #[tokio::test]
+    async fn a_name_that_cannot_be_is_no_failure_of_the_resolver() {
+        // Nobody is asked for a name that is longer than any (RFC 1035 §2.3.4).
+        let long = ["a"; 200].join(".");
+        let error = SystemResolver::new().resolve(&long, Family::V4).await;
+        let error = error.unwrap_err();
+        assert_eq!(error.kind(), ResolveErrorKind::NoSuchName, "{error:?}");
+        let other = io::Error::other("Temporary failure in name resolution");
+        assert_eq!(classify(other).kind(), ResolveErrorKind::Other);
+    }
 }
