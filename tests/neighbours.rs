@@ -96,10 +96,15 @@ async fn names_resolve_as_requests_find_them() {
         ] {
             assert_eq!(resolve(host).await.unwrap(), expected, "{host}");
         }
-        for host in ["private.test", "nobody.test"] {
+        for (host, why) in [
+            ("private.test", "address filter"),
+            ("nobody.test", "does not exist"),
+        ] {
             let error = resolve(host).await.unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Dns, "{error}");
             assert!(error.to_string().contains(host), "{error}");
+            let source = std::error::Error::source(&error).unwrap().to_string();
+            assert!(source.contains(why), "{source}");
         }
         for host in ["", "a b", "a/b", "a@b", "a:80", "a?b"] {
             let error = resolve(host).await;

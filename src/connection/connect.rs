@@ -16,7 +16,7 @@ use tokio::time::{sleep, timeout};
 use tokio_rustls::client::TlsStream;
 
 use crate::clock::{deadline, now};
-use crate::dns::{Dns, Families, ResolveError, ResolveErrorKind};
+use crate::dns::{Dns, Families, Family};
 use crate::error::{Error, ErrorKind};
 use crate::event::{DialEvent, DialRecorder};
 use crate::http1::{Forward, Http1};
@@ -32,7 +32,7 @@ use crate::tls::{Handshake, HandshakeError, RaceTickets};
 use super::early::Early;
 use super::info::{ConnectionInfo, OtherEnd};
 use super::plan::{FirstHop, Plan, Protocols, ProxyHop, Security};
-use super::race::{AttemptError, Progress, RaceError, RaceOptions, race};
+use super::race::{Answers, AttemptError, Progress, RaceError, RaceOptions, race};
 use super::stream::{OpenHandshake, Stream};
 
 /// Whether an address of a host may be connected to.
@@ -69,27 +69,17 @@ impl Deps {
         let (_, v4) = lookup.next(false, true).await;
         let (_, v6) = lookup.next(true, false).await;
         let host = origin.host();
-        let failed = |why: ResolveError| {
+        let mut answers = Answers::new(|ip| match &self.address_filter {
+            Some(allow) => allow(&host, ip),
+            None => true,
+        });
+        answers.take(Family::V6, v6);
+        answers.take(Family::V4, v4);
+        answers.into_addrs().map_err(|why| {
             let message = format!("cannot resolve `{host}`");
             let error = Error::new(ErrorKind::Dns, message).at(Phase::Dns);
             error.with_source(why)
-        };
-        let addrs = match (v6, v4) {
-            (Err(_), Err(why)) => return Err(failed(why)),
-            (v6, v4) => {
-                let found = v6.into_iter().chain(v4);
-                let addrs = found.flat_map(|found| found.addrs.to_vec());
-                let allowed = addrs.filter(|ip| match &self.address_filter {
-                    Some(allow) => allow(&host, *ip),
-                    None => true,
-                });
-                allowed.collect::<Vec<_>>()
-            }
-        };
-        if addrs.is_empty() {
-            return Err(failed(ResolveError::new(ResolveErrorKind::NoAddress)));
-        }
-        Ok(addrs)
+        })
     }
 
     async fn relieve(&self) -> bool {

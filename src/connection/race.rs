@@ -454,7 +454,7 @@ fn remember<F>(
 }
 
 /// What the look-up gave so far.
-struct Answers<A> {
+pub(super) struct Answers<A> {
     allow: A,
     v4: bool,
     v6: bool,
@@ -464,7 +464,7 @@ struct Answers<A> {
 }
 
 impl<A: Fn(IpAddr) -> bool> Answers<A> {
-    fn new(allow: A) -> Self {
+    pub(super) fn new(allow: A) -> Self {
         Self {
             allow,
             v4: false,
@@ -476,7 +476,7 @@ impl<A: Fn(IpAddr) -> bool> Answers<A> {
     }
 
     /// Notes an answer and gives back its addresses, those that may be connected to.
-    fn take(&mut self, family: Family, outcome: crate::dns::Outcome) -> &[IpAddr] {
+    pub(super) fn take(&mut self, family: Family, outcome: crate::dns::Outcome) -> &[IpAddr] {
         match family {
             Family::V4 => self.v4 = true,
             Family::V6 => self.v6 = true,
@@ -507,6 +507,14 @@ impl<A: Fn(IpAddr) -> bool> Answers<A> {
         if says_more {
             self.error = Some(error);
         }
+    }
+
+    /// All that may be connected to.
+    pub(super) fn into_addrs(mut self) -> Result<Vec<IpAddr>, ResolveError> {
+        if self.addrs.is_empty() {
+            return Err(self.error());
+        }
+        Ok(self.addrs)
     }
 
     fn error(&mut self) -> ResolveError {
