@@ -988,3 +988,18 @@ async fn pause_behind_a_failed_extra_dial_ends_for_who_came_in_it() {
     assert!(began.elapsed() < millis(1000), "{:?}", began.elapsed());
     drop(held);
 }
+
+#[tokio::test]
+async fn options_of_sockets_are_refused_where_the_dialer_makes_them() {
+    let sim = Sim::sound(Protocols::Http1);
+    let tcp = || firstbyte::tcp::TcpOptions::default().dscp(46);
+    let pool = sim.pool(|pool| pool);
+    let client = pool.client_builder("http://a.test").tcp(tcp());
+    let error = client.build().unwrap_err();
+    assert!(
+        error.is_invalid() && error.to_string().contains("dialer"),
+        "{error}"
+    );
+    let pool = firstbyte::ConnectionPool::builder().dialer(sim).tcp(tcp());
+    assert!(pool.build().unwrap_err().is_invalid());
+}

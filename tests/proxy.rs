@@ -6,7 +6,9 @@ mod support;
 use common::{World, eventually, in_time};
 use firstbyte::io::PeerAddr;
 use firstbyte::proxy::{Proxy, ProxyRules};
-use firstbyte::{Client, ConnectionPool, ConnectionUse, ErrorKind, Phase, Protocols, ReplaySafety};
+use firstbyte::{
+    Client, ConnectionPool, ConnectionUse, ErrorKind, IpVersion, Phase, Protocols, ReplaySafety,
+};
 use support::pki;
 use support::proxy::{Asked, Manner, ProxyPeer};
 use support::server::Server;
@@ -419,6 +421,15 @@ async fn unix_socket_is_an_origins_transport() {
             .unix_socket(&path)
             .proxy(Proxy::parse("http://p.test").unwrap());
         assert!(both.build().unwrap_err().is_invalid());
+        let tcp = builder().tcp(firstbyte::tcp::TcpOptions::default().dscp(46));
+        let v6 = builder().ip_version(IpVersion::V6);
+        for inert in [tcp, v6] {
+            let error = inert.unix_socket(&path).build().unwrap_err();
+            assert!(
+                error.is_invalid() && error.to_string().contains("unix_socket"),
+                "{error}"
+            );
+        }
     })
     .await;
 }

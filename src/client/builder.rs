@@ -177,7 +177,7 @@ impl ClientBuilder {
         self
     }
 
-    /// Sets the options of TCP sockets.
+    /// Sets the options of TCP sockets. Refused where the pool has a dialer, whose matter they are.
     pub fn tcp(mut self, tcp: TcpOptions) -> Self {
         self.connect.tcp = tcp;
         self
@@ -207,7 +207,8 @@ impl ClientBuilder {
     }
 
     /// Connects to this Unix socket instead of the host of the base URL, which still names the
-    /// origin in `Host`, `:authority` and TLS.
+    /// origin in `Host`, `:authority` and TLS. It takes no other way: proxies, options of TCP and an address family
+    /// beside it, the pool's own too, are refused.
     #[cfg(unix)]
     pub fn unix_socket(mut self, path: impl AsRef<std::path::Path>) -> Self {
         self.connect.unix_socket = Some(path.as_ref().into());
@@ -280,6 +281,11 @@ impl ClientBuilder {
         let base = BaseUrl::parse(&base_url)?;
         crate::connection::check_plain(&base.origin, connect.protocols)?;
         check_unix_socket(&connect, pool.has_dialer())?;
+        if pool.has_dialer() && connect.tcp != TcpOptions::default() {
+            return Err(Error::invalid(
+                "tcp options do nothing beside the pool's dialer",
+            ));
+        }
         check_minimum(minimum, &base.origin, connect.protocols)?;
         connect.tcp.check()?;
         if base.origin.is_https() {
@@ -337,7 +343,7 @@ fn check_minimum(minimum: Minimum, origin: &Origin, protocols: Protocols) -> Res
     Ok(())
 }
 
-/// A Unix socket leaves nothing to do for a proxy or a dialer.
+/// A Unix socket leaves nothing to do for a proxy, a dialer, TCP or an address.
 fn check_unix_socket(connect: &ConnectOptions, has_dialer: bool) -> Result<(), Error> {
     if connect.unix_socket.is_none() {
         return Ok(());
@@ -349,6 +355,12 @@ fn check_unix_socket(connect: &ConnectOptions, has_dialer: bool) -> Result<(), E
         return Err(Error::invalid(
             "the pool's dialer does nothing beside unix_socket",
         ));
+    }
+    if connect.tcp != TcpOptions::default() {
+        return Err(Error::invalid("tcp options do nothing beside unix_socket"));
+    }
+    if connect.ip_version != IpVersion::default() {
+        return Err(Error::invalid("ip_version does nothing beside unix_socket"));
     }
     Ok(())
 }
