@@ -945,6 +945,77 @@ async fn header_block_of_endless_pieces_ends_the_connection_after_a_few() {
     }
 }
 
+/// A server that is told more than it takes may end the connection, and with it what else it carries.
+#[tokio::test]
+async fn head_beyond_what_the_peer_takes_is_not_sent() {
+    const LIMIT: usize = 400;
+    common::in_time(async {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let largest = Arc::new(AtomicUsize::new(0));
+        let seen = largest.clone();
+        let serving = tokio::spawn(async move {
+            let (tcp, _) = listener.accept().await.unwrap();
+            let mut builder = h2::server::Builder::new();
+            let builder = builder.max_header_list_size(LIMIT as u32);
+            let mut conn = builder.handshake::<_, Bytes>(tcp).await.unwrap();
+            let mut held = Vec::new();
+            while let Some(request) = conn.accept().await {
+                let (request, mut respond) = request.unwrap();
+                let (method, uri) = (request.method().as_str(), request.uri());
+                let pseudo = [
+                    (":method", method),
+                    (":scheme", uri.scheme_str().unwrap()),
+                    (":authority", uri.authority().unwrap().as_str()),
+                    (":path", uri.path()),
+                ];
+                let pseudo = pseudo
+                    .iter()
+                    .map(|(name, value)| name.len() + value.len() + 32);
+                let headers = request.headers().iter();
+                let headers = headers.map(|(n, v)| n.as_str().len() + v.len() + 32);
+                seen.fetch_max(pseudo.chain(headers).sum(), Ordering::SeqCst);
+                let is_held = uri.path() == "/held";
+                let response = respond.send_response(http::Response::new(()), !is_held);
+                held.extend(response.ok().filter(|_| is_held));
+            }
+        });
+        let pool = firstbyte::ConnectionPool::new();
+        let client = pool.client_builder(format!("http://{addr}"));
+        let client = client.protocols(Protocols::Http2PriorKnowledge);
+        let client = client.build().unwrap();
+        // Its SETTINGS have come, and it stays in use.
+        let mut held = client.get("/held").send().await.unwrap();
+        let (mut at_limit, mut refused) = (0, 0);
+        for length in 0..LIMIT {
+            let request = client.get("/").header("x", "y".repeat(length));
+            match request.send().await {
+                Ok(response) => {
+                    assert_eq!(refused, 0);
+                    // h2 takes one byte less than it says.
+                    at_limit += usize::from(response.status() == 431);
+                }
+                Err(error) => {
+                    refused += 1;
+                    assert_told(&error, ErrorKind::TooLarge, ReplaySafety::NotSent);
+                    assert_eq!(error.attempts(), 1);
+                }
+            }
+        }
+        assert!(refused > 0);
+        assert_eq!((largest.load(Ordering::SeqCst), at_limit), (LIMIT - 1, 1));
+        // A body may be sent with another head, and the others have noticed nothing.
+        assert_eq!(client.get("/").send().await.unwrap().status(), 200);
+        assert_eq!(pool.stats().connections_created, 1);
+        let body = held.bytes();
+        assert!(timeout(millis(1), body).await.is_err(), "it goes on");
+        drop(held);
+        drop((client, pool));
+        serving.await.unwrap();
+    })
+    .await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn header_block_that_unfolds_to_megabytes_is_not_unfolded() {
     // One entry of 4,000 bytes in the table, and then its index of one byte again and again.

@@ -61,6 +61,7 @@ impl Http2 {
     ///
     /// # Errors
     /// Kind ConnectionLost, Refused or Protocol; the request was not sent. Body: it is not as long as it should be.
+    /// TooLarge: its head is larger than the peer takes.
     pub(crate) fn start<L: Send + 'static>(
         self,
         request: Outgoing<impl FnOnce() -> Request<()>>,
@@ -77,6 +78,13 @@ impl Http2 {
             head.extensions_mut().insert(protocol);
         }
         let Self { mut send, shared } = self;
+        if let Some(limit) = shared.tap.header_list_limit()
+            && list_size(&head) > limit as usize
+        {
+            *body = Some(upload.into_body());
+            let size = list_size(&head);
+            return Err(beyond_peers_limit(size, limit));
+        }
         // A handle of one's own has sent nothing that it could be waiting for: it is ready.
         let open = || send.send_request(head, is_empty);
         let at = recorder.acquired_at().unwrap_or_else(now);
@@ -380,6 +388,33 @@ fn size(headers: &HeaderMap) -> usize {
         .iter()
         .map(|(name, value)| name.as_str().len() + value.len() + OVERHEAD)
         .sum()
+}
+
+/// The size of a request's head, counted in the same way.
+fn list_size(head: &Request<()>) -> usize {
+    // `:method`, `:scheme`, `:authority` and `:path` with their values.
+    const PSEUDO: usize = 4 * 32 + 7 + 7 + 10 + 5;
+    let uri = head.uri();
+    let path = uri.path_and_query().map_or(1, |path| path.as_str().len());
+    let authority = uri
+        .authority()
+        .map_or(0, |authority| authority.as_str().len());
+    let scheme = uri.scheme_str().map_or(0, str::len);
+    let method = head.method().as_str().len();
+    PSEUDO + method + scheme + authority + path + size(head.headers())
+}
+
+/// h2 would send it; a peer that does not take it may end the connection, with whatever else it carries (RFC 9113
+/// §10.5.1).
+#[cold]
+fn beyond_peers_limit(size: usize, limit: u32) -> Error {
+    let message = format!(
+        "the head of the request has {size} bytes and the peer takes {limit} \
+         (SETTINGS_MAX_HEADER_LIST_SIZE)"
+    );
+    Error::new(ErrorKind::TooLarge, message)
+        .at(Phase::Send)
+        .with_replay(ReplaySafety::NotSent)
 }
 
 /// The bounds of a response head. h2's own bound is wider and speaks of a broken protocol.

@@ -18,6 +18,8 @@ pub(super) const ACK: u8 = 0x1;
 pub(super) const PADDED: u8 = 0x8;
 /// SETTINGS_MAX_CONCURRENT_STREAMS (RFC 9113 §6.5.2).
 pub(super) const MAX_CONCURRENT_STREAMS: u16 = 3;
+/// SETTINGS_MAX_HEADER_LIST_SIZE.
+pub(super) const MAX_HEADER_LIST_SIZE: u16 = 6;
 
 /// A frame header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,6 +78,8 @@ pub(crate) enum Seen<'a> {
     Settings,
     /// A SETTINGS frame says how many streams may be open.
     StreamLimit(u32),
+    /// A SETTINGS frame says how large a head may be.
+    HeaderListLimit(u32),
     GoAway(GoAway),
     /// A piece of the text behind it.
     GoAwayText(&'a [u8]),
@@ -291,8 +295,11 @@ impl Scanner {
                     self.item = None;
                 }
                 ItemKind::Setting => {
-                    if u16::from_be_bytes([a, b]) == MAX_CONCURRENT_STREAMS {
-                        seen(Seen::StreamLimit(u32::from_be_bytes([c, d, e, f])));
+                    let value = u32::from_be_bytes([c, d, e, f]);
+                    match u16::from_be_bytes([a, b]) {
+                        MAX_CONCURRENT_STREAMS => seen(Seen::StreamLimit(value)),
+                        MAX_HEADER_LIST_SIZE => seen(Seen::HeaderListLimit(value)),
+                        _ => {}
                     }
                     item.have = 0;
                 }

@@ -117,6 +117,8 @@ pub(crate) struct TapState {
     limits_seen: AtomicU32,
     /// The last one; as many as can be until there is one (RFC 9113 §6.5.2).
     limit: AtomicU32,
+    /// How large the head of a request may be; as large as can be until the peer has said so.
+    header_list_limit: AtomicU32,
     goaway: AtomicBool,
     goaway_last_stream: AtomicU32,
     goaway_code: AtomicU32,
@@ -146,6 +148,7 @@ impl TapState {
             is_cut: AtomicBool::new(false),
             limits_seen: AtomicU32::new(0),
             limit: AtomicU32::new(u32::MAX),
+            header_list_limit: AtomicU32::new(u32::MAX),
             goaway: AtomicBool::new(false),
             goaway_last_stream: AtomicU32::new(0),
             goaway_code: AtomicU32::new(0),
@@ -231,6 +234,12 @@ impl TapState {
         self.base + Duration::from_nanos(self.progress.load(Ordering::Relaxed))
     }
 
+    /// How large the head of a request may be, if the peer has said so.
+    pub(super) fn header_list_limit(&self) -> Option<u32> {
+        let limit = self.header_list_limit.load(Ordering::Relaxed);
+        (limit != u32::MAX).then_some(limit)
+    }
+
     /// From now on flushes reach the socket.
     pub(crate) fn open(&self) {
         self.open.store(true, Ordering::Release);
@@ -257,6 +266,9 @@ impl TapState {
                 self.slots.lower_limit(limit);
                 self.limit.store(limit, Ordering::Relaxed);
                 self.limits_seen.fetch_add(1, Ordering::Relaxed);
+            }
+            Seen::HeaderListLimit(limit) => {
+                self.header_list_limit.store(limit, Ordering::Relaxed);
             }
             Seen::GoAway(GoAway { last_stream, code }) => {
                 let order = Ordering::Relaxed;
