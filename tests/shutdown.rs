@@ -177,6 +177,13 @@ async fn immediate_shutdown_ends_requests_waiters_drains_and_minimums() {
                 is_sent
             );
             assert_eq!(error.phase() == Some(Phase::Wait), is_sent, "{error}");
+            let said =
+                std::iter::successors(Some(&error as &dyn std::error::Error), |e| e.source());
+            let said: Vec<_> = said.map(ToString::to_string).collect();
+            assert!(
+                said.iter().any(|text| text.contains("shut down")),
+                "{said:?}"
+            );
         }
         let dials = sim.dials();
         sleep(millis(10_000)).await;

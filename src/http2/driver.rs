@@ -22,6 +22,7 @@ use crate::timing::Phase;
 
 use super::abandoned::{Inbox, Orphans};
 use super::bell::Listener;
+use super::fail;
 use super::frames::GoAway;
 use super::health::{Advice, Health, Sight};
 use super::ledger::Ledger;
@@ -172,6 +173,15 @@ impl Shared {
     /// The peer is late with its answer to a PING.
     pub(super) fn is_late(&self) -> bool {
         self.late.load(Ordering::Acquire)
+    }
+
+    /// Why we ended the connection ourselves, if we did.
+    pub(super) fn own_end(&self) -> Option<&'static str> {
+        if self.kill.load(Ordering::Acquire) {
+            Some(fail::SHUT_DOWN)
+        } else {
+            self.is_late().then_some(fail::UNRESPONSIVE)
+        }
     }
 
     /// Lets the task begin, see [`Http2::open`].

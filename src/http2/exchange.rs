@@ -371,8 +371,8 @@ impl<L: Send + 'static> Exchange<L> {
             if fail::is_connection_refused(&error, stream) {
                 return fail::connection_refused(tap, self.phase());
             }
-            if self.hold.shared.is_late() && error.is_io() {
-                return Error::new(ErrorKind::ConnectionLost, fail::UNRESPONSIVE)
+            if let Some(why) = self.hold.shared.own_end().filter(|_| error.is_io()) {
+                return Error::new(ErrorKind::ConnectionLost, why)
                     .at(self.phase())
                     .with_replay(unknown);
             }

@@ -15,6 +15,9 @@ const FIRST_STREAM: u32 = 1;
 pub(super) const UNRESPONSIVE: &str =
     "the peer fell silent: it did not answer a PING, and the connection was given up";
 
+/// What is told of one that ends with its pool.
+pub(super) const SHUT_DOWN: &str = "the connection pool was shut down";
+
 /// A peer that ends a new connection with an error before it took the first request refuses the
 /// connection and not the request.
 pub(super) fn is_connection_refused(error: &h2::Error, stream: u32) -> bool {

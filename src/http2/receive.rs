@@ -210,13 +210,13 @@ impl Failed {
 
     pub(super) fn describe<L: Send + 'static>(self, hold: &Hold<L>) -> Error {
         match self {
-            Self::H2(error) if error.is_io() && hold.shared.is_late() => {
-                Error::new(ErrorKind::ConnectionLost, fail::UNRESPONSIVE)
-            }
-            Self::H2(error) => {
-                let tap = &hold.shared.tap;
-                fail::describe(error, tap, Phase::Receive, ReplaySafety::Processed)
-            }
+            Self::H2(error) => match hold.shared.own_end().filter(|_| error.is_io()) {
+                Some(why) => Error::new(ErrorKind::ConnectionLost, why),
+                None => {
+                    let tap = &hold.shared.tap;
+                    fail::describe(error, tap, Phase::Receive, ReplaySafety::Processed)
+                }
+            },
             Self::CutOff => fail::cut_off(Phase::Receive),
         }
     }
