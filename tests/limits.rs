@@ -113,6 +113,11 @@ async fn waiting_for_a_limit_has_its_own_timeout_and_is_shown_apart() {
                 (waited.kind(), waited.phase()),
                 (ErrorKind::Timeout, Some(Phase::Queue))
             );
+            let said = waited.to_string();
+            assert!(
+                said.contains("1 connection(s) of the pool are in use (max_connections)"),
+                "{said}"
+            );
             let timing = waited.timing().unwrap();
             assert!(timing.queue_limit().unwrap() >= Duration::from_millis(30));
             assert_eq!(timing.network_overhead(), Duration::ZERO);

@@ -294,7 +294,11 @@ async fn peer_that_allows_no_streams_costs_the_queue_timeout_and_says_so() {
         (error.kind(), error.phase()),
         (ErrorKind::Timeout, Some(Phase::Queue))
     );
-    assert!(error.to_string().contains("queue timeout"), "{error}");
+    let said = error.to_string();
+    assert!(
+        said.contains("queue timeout") && said.contains("max_connections_per_origin"),
+        "{said}"
+    );
     assert!(sim.dials() <= 4, "{}", sim.dials());
     assert_eq!(pool.stats().waiting, 0);
 }

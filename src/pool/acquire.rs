@@ -375,15 +375,16 @@ impl Alarm {
             }
             _ => Phase::Queue,
         };
-        let why = if phase == Phase::Queue {
-            "waiting for a connection"
+        let (doing, why) = if phase == Phase::Queue {
+            ("waiting for a connection", host.held_back_by())
         } else {
-            "connecting"
+            ("connecting", None)
         };
+        let why = why.map_or_else(String::new, |why| format!(": {why}"));
         Error::new(
             ErrorKind::Timeout,
             format!(
-                "{why} took longer than the {} of {:?}",
+                "{doing} took longer than the {} of {:?}{why}",
                 self.what, self.limit
             ),
         )

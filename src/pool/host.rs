@@ -665,6 +665,33 @@ impl Host {
         self.order_dial(asked)
     }
 
+    /// The limit that keeps it from one more connection now, in words.
+    pub(super) fn held_back_by(&self) -> Option<String> {
+        let limits = &self.shared.limits;
+        let (open, places, verdict) = {
+            let books = lock(&self.books);
+            let state = &books.state;
+            (state.open, state.places(), state.verdict)
+        };
+        let most = self.shared.rules().max_shared;
+        if verdict == Some(Version::HTTP_2) && places >= most {
+            return Some(format!(
+                "every stream of {places} HTTP/2 connection(s) is in use (max_connections_per_origin)"
+            ));
+        }
+        if limits
+            .max_connections_per_host
+            .is_some_and(|most| open >= most)
+        {
+            return Some(format!(
+                "{open} connection(s) are in use (max_connections_per_host)"
+            ));
+        }
+        let open = self.shared.capacity.open();
+        (open >= limits.max_connections)
+            .then(|| format!("{open} connection(s) of the pool are in use (max_connections)"))
+    }
+
     fn order_dial(self: &Arc<Self>, asked: Asked) -> Result<(), Error> {
         let limit = |what: &str| {
             self.shared.counters.limit_hit();

@@ -341,7 +341,7 @@ impl<I, S: Multiplexed + Clone, W, D> HostState<I, S, W, D> {
     }
 
     /// HTTP/2 connections that count: a peer that is late with its answer has lost its place.
-    fn places(&self) -> usize {
+    pub(crate) fn places(&self) -> usize {
         let counts = |s: &&S| s.pulse() != Pulse::Late;
         self.shared.iter().filter(counts).count()
     }
