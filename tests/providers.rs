@@ -247,6 +247,10 @@ async fn key_in_the_query_reaches_the_server_and_nobody_else() {
         let request = client.post(provider.chat_path("m")).body("{}");
         let response = request.send().await.unwrap();
         assert_eq!(response.status(), 401);
+        let mut response = response;
+        let error = response.error_for_status_ref().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Status);
+        assert!(!response.bytes().await.unwrap().is_empty(), "what it says");
         let error = response.error_for_status().unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Status);
         assert!(!format!("{error:?} {error}").contains("other"));
@@ -264,6 +268,23 @@ async fn key_that_is_no_header_is_a_mistake_without_the_key() {
         let error = pool.provider(provider, "a\nSECRET").build().unwrap_err();
         assert!(error.is_invalid() && !format!("{error:?}").contains("SECRET"));
     }
+    // As of a variable that is not set.
+    for provider in [Provider::GROQ, Provider::GEMINI] {
+        let error = pool.provider(provider, "").build().unwrap_err();
+        assert!(error.to_string().contains("key is empty"), "{error}");
+    }
+    let client = pool.client_builder("http://a.test");
+    let error = client.bearer_auth("").build().unwrap_err();
+    assert!(error.to_string().contains("token is empty"), "{error}");
+    let url = "//user:SECRET@a.test/v1?key=SECRET";
+    let error = pool.client_builder(url).build().unwrap_err();
+    let said = format!("{error} {error:?}");
+    assert!(
+        said.contains("`a.test/v1`") && !said.contains("SECRET"),
+        "{said}"
+    );
+    let pool = ConnectionPool::builder().connect_timeout(Duration::ZERO);
+    assert!(pool.build().unwrap_err().is_invalid());
 }
 
 #[cfg(feature = "websocket")]

@@ -10,7 +10,7 @@ use http::header::AUTHORIZATION;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::connection::{ConnectOptions, IpVersion, Protocols};
-use crate::error::Error;
+use crate::error::{Error, escape_peer_text};
 use crate::metrics::Counters;
 use crate::origin::Origin;
 use crate::pool::{Minimum, Pool};
@@ -121,6 +121,13 @@ impl ClientBuilder {
     /// [`Response::url`](super::Response::url).
     pub fn key(mut self, place: &KeyPlace, key: impl AsRef<str>) -> Self {
         let key = key.as_ref();
+        if key.is_empty() {
+            // As a rule it is a variable of the environment that is not set.
+            self.mistake = self
+                .mistake
+                .or(Some(Error::invalid("the API key is empty")));
+            return self;
+        }
         match place {
             KeyPlace::Bearer => self.bearer_auth(key),
             KeyPlace::Header(name) => {
@@ -278,7 +285,10 @@ impl ClientBuilder {
         if let Some(error) = mistake {
             return Err(error);
         }
-        let base = BaseUrl::parse(&base_url)?;
+        let base = BaseUrl::parse(&base_url).map_err(|error| {
+            let message = format!("base URL `{}` cannot be used", without_secrets(&base_url));
+            Error::invalid(message).with_source(error)
+        })?;
         crate::connection::check_plain(&base.origin, connect.protocols)?;
         check_unix_socket(&connect, pool.has_dialer())?;
         if pool.has_dialer() && connect.tcp != TcpOptions::default() {
@@ -320,6 +330,14 @@ impl ClientBuilder {
         registered.insert(name, client.clone());
         Ok(client)
     }
+}
+
+/// What of a URL that may not even parse can be printed.
+fn without_secrets(url: &str) -> String {
+    let end = url.find(['?', '#']).unwrap_or(url.len());
+    let shown = &url[..end];
+    let shown = shown.rsplit_once('@').map_or(shown, |(_, rest)| rest);
+    escape_peer_text(shown.as_bytes())
 }
 
 /// A minimum for a protocol that is never spoken would do nothing.

@@ -443,6 +443,11 @@ impl ConnectionPoolBuilder {
         self.race.check()?;
         self.connect.tcp.check()?;
         self.http2.check()?;
+        if self.connect_timeout.is_zero() {
+            return Err(Error::invalid(
+                "with a connect_timeout of zero nothing connects",
+            ));
+        }
         if self.dialer.is_some() && self.connect.tcp != TcpOptions::default() {
             return Err(Error::invalid(
                 "tcp options do nothing beside a dialer of one's own",

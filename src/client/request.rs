@@ -253,6 +253,10 @@ where
 
 /// The value of `authorization` for a token.
 pub(crate) fn bearer(token: &str) -> Result<HeaderValue, Error> {
+    if token.is_empty() {
+        // As a rule it is a variable of the environment that is not set.
+        return Err(Error::invalid("the bearer token is empty"));
+    }
     let mut value = HeaderValue::try_from(format!("Bearer {token}"))
         .map_err(|_| Error::invalid("bearer token holds a character that is not allowed"))?;
     value.set_sensitive(true);

@@ -105,6 +105,16 @@ impl Response {
     /// # Errors
     /// Kind Status.
     pub fn error_for_status(self) -> Result<Self, Error> {
+        self.error_for_status_ref()?;
+        Ok(self)
+    }
+
+    /// An error if the status is 400 or more, with the response left to be read: what the server says about it, and
+    /// headers such as `retry-after`.
+    ///
+    /// # Errors
+    /// Kind Status.
+    pub fn error_for_status_ref(&self) -> Result<&Self, Error> {
         let status = self.body.call.status;
         if !status.is_client_error() && !status.is_server_error() {
             return Ok(self);
@@ -221,8 +231,9 @@ impl Response {
     /// The body as Server-Sent Events.
     ///
     /// # Errors
-    /// Decode: the response is no event stream by its `content-type`, as when a server answers with an error; or it
-    /// has a `content-encoding`, which is not decoded here. [`EventStream::new`] does not ask.
+    /// Decode: the response is no event stream by its `content-type`, as when a server answers with an error (ask
+    /// [`error_for_status_ref`](Self::error_for_status_ref) before, and its body is there to be read); or it has a
+    /// `content-encoding`, which is not decoded here. [`EventStream::new`] does not ask.
     pub fn events(self) -> Result<EventStream, Error> {
         self.check_encoding()?;
         let content_type = self.headers().get(http::header::CONTENT_TYPE);
