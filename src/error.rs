@@ -136,7 +136,8 @@ impl Error {
         self.inner.origin.as_deref()
     }
 
-    /// How many attempts were made; 0 when the request never began.
+    /// How many attempts were made, those that got no connection included; 0 when the request was refused as it
+    /// stands (kind Invalid).
     pub fn attempts(&self) -> u32 {
         self.inner.attempts
     }

@@ -56,8 +56,8 @@ impl Phase {
         Self::Receive,
     ];
 
-    /// The phase's name in lower case, as logs and JSON show it.
-    pub fn name(self) -> &'static str {
+    /// Its name in lower case, as logs and JSON show it.
+    pub fn as_str(self) -> &'static str {
         match self {
             Self::Retry => "retry",
             Self::Queue => "queue",
@@ -75,7 +75,7 @@ impl Phase {
 
 impl fmt::Display for Phase {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
+        f.write_str(self.as_str())
     }
 }
 

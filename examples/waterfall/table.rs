@@ -125,7 +125,7 @@ pub(crate) fn medians(records: &[Record], view: View) -> Vec<Line> {
     }
     let items = times.into_iter().map(|(phase, times)| {
         let n = times.len();
-        let item = Line::of(Tone::Of(phase), phase.name())
+        let item = Line::of(Tone::Of(phase), phase.as_str())
             .and(Tone::Plain, format!(" {}", ms(median(times))));
         if n == records.len() {
             item

@@ -14,6 +14,9 @@ use super::request::RequestBuilder;
 
 /// A client of one provider: a base URL, headers, timeouts. Cheap to clone; all clones, and all
 /// clients with the same origin and options, share the same connections.
+///
+/// Requests have the headers that its builder was given. Unless those, or the request itself, say otherwise they say
+/// `accept: */*` and `user-agent: firstbyte/` with the version; nothing else is added but what framing needs.
 #[derive(Clone)]
 pub struct Client {
     pub(crate) core: Arc<ClientCore>,

@@ -172,7 +172,7 @@ impl RequestBuilder {
         self
     }
 
-    /// Sets everything that [`RequestOptions`] has.
+    /// Sets everything that [`RequestOptions`] has, in place of what was set here before.
     pub fn options(mut self, options: RequestOptions) -> Self {
         self.draft.options = options;
         self
