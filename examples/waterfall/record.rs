@@ -163,7 +163,7 @@ impl From<&Error> for Failure {
     fn from(error: &Error) -> Self {
         Self {
             kind: snake_case(&format!("{:?}", error.kind())),
-            phase: error.phase().map(Phase::name),
+            phase: error.phase().map(Phase::as_str),
             replay_safety: snake_case(&format!("{:?}", error.replay_safety())),
             message: error.to_string(),
         }
