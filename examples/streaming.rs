@@ -24,7 +24,7 @@ async fn main() -> Result<(), firstbyte::Error> {
         .timeouts(Timeouts::default().between_bytes(Duration::from_secs(30)))
         .build()?;
     // dns, tcp, tls and http/2 are done before the first question.
-    groq.warm(1).await?;
+    groq.warm(1).await?.into_result()?;
     let request = groq
         .post(role.provider.chat_events_path("slow"))
         .header("content-type", "application/json")

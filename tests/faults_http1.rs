@@ -543,7 +543,7 @@ async fn response_before_any_request_is_not_its_answer() {
         });
         let pool = sim.pool(|pool| pool);
         let client = sim::client(&pool, Protocols::Http1);
-        client.warm(1).await.unwrap();
+        client.warm(1).await.unwrap().into_result().unwrap();
         let (body, how) = text(&client).await;
         assert_eq!((&*body, how), ("ok", ConnectionUse::New), "{early:?}");
         assert_eq!(pool.stats().closed[&CloseReason::UnsolicitedBytes], 1);

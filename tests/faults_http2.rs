@@ -271,7 +271,12 @@ async fn goaway_moves_what_it_does_not_cover_whatever_its_method_and_leaves_the_
         });
         let pool = sim.pool(|pool| pool);
         let client = client(&pool);
-        client.warm(1).await.expect("a sound connection");
+        client
+            .warm(1)
+            .await
+            .expect("a sound connection")
+            .into_result()
+            .unwrap();
         let methods = [
             Method::POST,
             Method::GET,
@@ -329,7 +334,12 @@ async fn goaway_that_is_lowered_moves_more_and_each_request_once() {
     });
     let pool = sim.pool(|pool| pool);
     let client = client(&pool);
-    client.warm(1).await.expect("a sound connection");
+    client
+        .warm(1)
+        .await
+        .expect("a sound connection")
+        .into_result()
+        .unwrap();
     let answers = join_all((0..6).map(|_| get(&client))).await;
     assert_eq!(answers, ["old", "old", "new", "new", "new", "new"]);
     assert_eq!((sim.dials(), pool.stats().retries), (2, 4));
@@ -441,6 +451,7 @@ async fn warming_is_told_of_a_goaway_and_does_not_wait() {
         let client = client(&pool);
         let began = Instant::now();
         let report = client.warm(1).await.expect("a report");
+        assert!(report.clone().into_result().is_err());
         assert!(began.elapsed() < millis(1_000), "{:?}", began.elapsed());
         assert_eq!(report.ready(), 0, "{says_settings}");
         assert!(report.error.is_some(), "{says_settings}");
@@ -468,7 +479,12 @@ async fn goaway_and_nothing_more_leaves_the_end_to_the_client() {
     });
     let pool = sim.pool(|pool| pool);
     let client = client(&pool);
-    client.warm(1).await.expect("a sound connection");
+    client
+        .warm(1)
+        .await
+        .expect("a sound connection")
+        .into_result()
+        .unwrap();
     let first = tokio::spawn({
         let client = client.clone();
         async move { get(&client).await }
@@ -847,7 +863,12 @@ async fn floods_of_ping_and_settings_are_answered_one_by_one_while_requests_go_o
         });
         let pool = sim.pool(|pool| pool);
         let client = client(&pool);
-        client.warm(1).await.expect("a sound connection");
+        client
+            .warm(1)
+            .await
+            .expect("a sound connection")
+            .into_result()
+            .unwrap();
         let waits = tokio::spawn({
             let client = client.clone();
             async move { get(&client).await }
@@ -1070,7 +1091,12 @@ async fn tokens_that_nobody_reads_yet_cost_nobody_the_connection() {
     });
     let pool = sim.pool(|pool| pool);
     let client = client(&pool);
-    client.warm(1).await.expect("a sound connection");
+    client
+        .warm(1)
+        .await
+        .expect("a sound connection")
+        .into_result()
+        .unwrap();
     let mut responses = Vec::new();
     for _ in 0..STREAMS {
         responses.push(client.get("/").send().await.expect("a head"));
@@ -1223,7 +1249,12 @@ async fn end_of_a_connection_fails_its_streams_with_what_is_known_and_wakes_all_
                 .protocols(Protocols::Http2PriorKnowledge)
                 .build()
                 .expect("a valid client");
-            client.warm(1).await.expect("a sound connection");
+            client
+                .warm(1)
+                .await
+                .expect("a sound connection")
+                .into_result()
+                .unwrap();
             let mut half = client.get("/").send().await.expect("a head");
             let chunk = half.chunk().await.expect("a chunk").expect("a chunk");
             assert_eq!(chunk, "half");

@@ -175,7 +175,7 @@ async fn server_that_refuses_everything_is_not_asked_everything_thrice() {
     });
     let pool = sim.pool(|pool| pool);
     let client = sim::client(&pool, Protocols::Http2PriorKnowledge);
-    client.warm(1).await.unwrap();
+    client.warm(1).await.unwrap().into_result().unwrap();
     const REQUESTS: usize = 1_000;
     for _ in 0..REQUESTS {
         let error = client.get("/").send().await.expect_err("refused");
@@ -226,7 +226,7 @@ async fn body_that_was_begun_is_never_sent_in_part_again() {
     });
     let pool = sim.pool(|pool| pool);
     let client = sim::client(&pool, Protocols::Http2PriorKnowledge);
-    client.warm(1).await.unwrap();
+    client.warm(1).await.unwrap().into_result().unwrap();
     let body = Body::wrap(Once(Some(Bytes::from_static(b"once"))));
     let error = client
         .post("/")

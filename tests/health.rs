@@ -478,7 +478,7 @@ async fn slow_upload_behind_which_a_ping_waits_is_no_silence() {
     });
     let pool = sim.pool(|pool| pool);
     let client = sim::client(&pool, Protocols::Http2PriorKnowledge);
-    client.warm(1).await.unwrap();
+    client.warm(1).await.unwrap().into_result().unwrap();
     let body = vec![b'x'; 400 * 1024];
     let response = client.post("/").body(body).send().await.expect("an answer");
     assert_eq!(response.status(), 200);

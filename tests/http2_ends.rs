@@ -134,7 +134,7 @@ async fn request_of_which_nothing_was_written_is_sent_over_another_connection() 
                 }
             });
             let (pool, client) = world(&sim);
-            client.warm(1).await.unwrap();
+            client.warm(1).await.unwrap().into_result().unwrap();
             eventually("its settings are there", || pool.stats().idle == 1).await;
             // The peer goes as the request comes: the connection's task sees the end first.
             gate.open();
@@ -190,7 +190,7 @@ async fn answered_request_whose_body_finds_no_window_does_not_keep_its_stream() 
         let pool =
             sim.pool(|pool| pool.http2(Http2Options::default().max_connections_per_origin(1)));
         let client = client(&pool, plain(Protocols::Http2));
-        client.warm(1).await.unwrap();
+        client.warm(1).await.unwrap().into_result().unwrap();
         let answer = client.post("/").body("hello").send().await.unwrap();
         assert_eq!(answer.status(), 401);
         drop(answer);

@@ -410,7 +410,7 @@ async fn connection_cut_in_the_middle_fails_all_its_streams_with_what_is_known()
             }
         });
         let (pool, client) = client_of(&peer);
-        client.warm(1).await.unwrap();
+        client.warm(1).await.unwrap().into_result().unwrap();
         for result in join_all((0..3).map(|_| client.get("/").send())).await {
             let error = result.unwrap_err();
             assert_eq!(error.kind(), ErrorKind::ConnectionLost, "{error}");
@@ -474,7 +474,7 @@ async fn streams_above_the_peers_limit_wait_in_our_line_and_not_in_h2() {
             .retry(RetryPolicy::Never)
             .build()
             .unwrap();
-        client.warm(1).await.unwrap();
+        client.warm(1).await.unwrap().into_result().unwrap();
         let responses = join_all((0..5).map(|_| async {
             let mut response = client.get("/").send().await.unwrap();
             response.text().await.unwrap()

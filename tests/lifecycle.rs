@@ -189,7 +189,7 @@ async fn shutdown_at_its_deadline_ends_http2_requests_and_tells_who_waits() {
         )
         .await;
         let client = world.client(Protocols::Http2);
-        client.warm(1).await.unwrap();
+        client.warm(1).await.unwrap().into_result().unwrap();
         let two = join_all((0..2).map(|_| client.get("/").send()));
         let stop = async {
             world.server.wait(|c| c.requests == 1).await;

@@ -244,7 +244,7 @@ async fn server_that_fails_under_load_teaches_no_idle_time() {
         let error = client.post("/").body("x").send().await.expect_err("lost");
         assert_eq!(error.replay_safety(), ReplaySafety::MaybeProcessed);
     }
-    client.warm(1).await.unwrap();
+    client.warm(1).await.unwrap().into_result().unwrap();
     let limits = pool.connections()[0].limits().unwrap();
     assert_eq!(limits.learned_idle, None);
 }
@@ -449,7 +449,7 @@ async fn minimum_is_kept_warm_past_expiry_and_limits_and_filled_up_when_it_is_us
             builder.min_connections(2)
         };
         let client = client.build().unwrap();
-        client.warm(0).await.unwrap();
+        client.warm(0).await.unwrap().into_result().unwrap();
         sleep(millis(10)).await;
         assert_eq!((sim.live(), pool.stats().idle), (2, 2), "{protocols:?}");
         sleep(millis(3_600_000)).await;
@@ -494,7 +494,7 @@ async fn minimum_is_not_dialled_in_circles() {
     let pool = sim.pool(|pool| pool);
     let builder = pool.client_builder(format!("http://{}", sim::HOST));
     let client = builder.min_idle(3).build().unwrap();
-    client.warm(0).await.unwrap();
+    client.warm(0).await.unwrap().into_result().unwrap();
     sleep(millis(10_500)).await;
     assert!(sim.dials() <= 3 * 11, "{}", sim.dials());
 }
@@ -659,7 +659,7 @@ async fn ten_thousand_waiters_half_of_them_gone_are_served_in_order_and_leave_no
         let patient = Timeouts::default().queue(None);
         let pool = sim.pool(|pool| pool.limits(limits).timeouts(patient));
         let client = sim::client(&pool, plain(protocols));
-        client.warm(1).await.unwrap();
+        client.warm(1).await.unwrap().into_result().unwrap();
         let served = Arc::new(Mutex::new(Vec::new()));
         let mut waiters = Vec::new();
         for n in 0..10_001usize {

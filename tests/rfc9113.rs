@@ -974,7 +974,12 @@ async fn every_settings_frame_is_acknowledged_once() {
     let pool = sim.pool(|pool| pool);
     let client = sim::client(&pool, Protocols::Http2PriorKnowledge);
     // The peer answers the request that comes first only when it has what it wants.
-    client.warm(1).await.expect("a sound connection");
+    client
+        .warm(1)
+        .await
+        .expect("a sound connection")
+        .into_result()
+        .unwrap();
     eventually("all were sent", || acks.lock().unwrap().len() == 20).await;
     for (sent, acked) in acks.lock().unwrap().iter() {
         assert_eq!(sent, acked);

@@ -93,7 +93,7 @@ async fn thousand_requests_take_as_long_as_four_connections_of_ten_streams_need(
     let patient = Timeouts::default().queue(millis(60_000));
     let pool = sim.pool(|pool| pool.timeouts(patient));
     let client = sim::client(&pool, Protocols::Http2PriorKnowledge);
-    client.warm(1).await.unwrap();
+    client.warm(1).await.unwrap().into_result().unwrap();
     let began = Instant::now();
     let mut worst = Duration::ZERO;
     let uses = join_all((0..1_000).map(|_| async {
@@ -128,7 +128,7 @@ async fn further_connection_is_opened_at_80_percent_and_takes_the_next_streams()
     };
     let pool = sim.pool(|pool| pool);
     let client = sim::client(&pool, Protocols::Http2PriorKnowledge);
-    client.warm(1).await.unwrap();
+    client.warm(1).await.unwrap().into_result().unwrap();
     let mut running = Vec::new();
     for n in 1..=14 {
         running.push(tokio::spawn({
@@ -161,7 +161,7 @@ async fn further_connections_are_bounded_and_can_be_turned_off() {
         let options = Http2Options::default().max_connections_per_origin(most);
         let pool = sim.pool(|pool| pool.http2(options));
         let client = sim::client(&pool, Protocols::Http2PriorKnowledge);
-        client.warm(1).await.unwrap();
+        client.warm(1).await.unwrap().into_result().unwrap();
         join_all((0..100).map(|_| get(&client))).await;
         assert_eq!(sim.dials(), most);
         assert_eq!(seen.refused.load(Ordering::SeqCst), 0);
@@ -218,7 +218,7 @@ async fn limit_that_falls_below_what_is_in_flight_to_zero_and_rises_wakes_those_
     let options = Http2Options::default().max_connections_per_origin(1);
     let pool = sim.pool(|pool| pool.http2(options));
     let client = sim::client(&pool, Protocols::Http2PriorKnowledge);
-    client.warm(1).await.unwrap();
+    client.warm(1).await.unwrap().into_result().unwrap();
     let request = || {
         let client = client.clone();
         tokio::spawn(async move { get(&client).await })
@@ -281,7 +281,7 @@ async fn peer_that_allows_no_streams_costs_the_queue_timeout_and_says_so() {
     });
     let pool = sim.pool(|pool| pool.timeouts(Timeouts::default().queue(millis(700))));
     let client = sim::client(&pool, Protocols::Http2PriorKnowledge);
-    client.warm(1).await.unwrap();
+    client.warm(1).await.unwrap().into_result().unwrap();
     let began = Instant::now();
     let error = client
         .post("/")
@@ -312,7 +312,7 @@ async fn spare_that_cannot_be_had_is_tried_again_while_somebody_waits() {
     };
     let pool = sim.pool(|pool| pool);
     let client = sim::client(&pool, Protocols::Http2PriorKnowledge);
-    client.warm(1).await.unwrap();
+    client.warm(1).await.unwrap().into_result().unwrap();
     sim.refuse(2);
     let long = tokio::spawn({
         let client = client.clone();
@@ -355,7 +355,7 @@ async fn wait_for_a_stream_behind_a_dial_is_told_apart_from_the_dial() {
     let pool = sim.pool(|pool| pool.http2(options));
     let client = sim::client(&pool, Protocols::Http2PriorKnowledge);
     // The limit becomes known with the first connection, behind which all three wait.
-    client.warm(1).await.unwrap();
+    client.warm(1).await.unwrap().into_result().unwrap();
     pool.close_idle();
     sleep(millis(1)).await;
     let timings = join_all((0..3).map(|_| async {

@@ -24,6 +24,7 @@ pub struct WarmConnection {
 
 /// What `warm` did.
 #[derive(Clone, Debug, Default)]
+#[must_use = "it tells whether the connections are ready"]
 #[non_exhaustive]
 pub struct WarmReport {
     /// Connections that are ready, those that were so before included.
@@ -33,6 +34,17 @@ pub struct WarmReport {
 }
 
 impl WarmReport {
+    /// The connections, or why fewer than asked for are ready.
+    ///
+    /// # Errors
+    /// What [`error`](Self::error) holds: as of a request that could not be sent.
+    pub fn into_result(self) -> Result<Vec<WarmConnection>, Error> {
+        match self.error {
+            Some(error) => Err(error),
+            None => Ok(self.connections),
+        }
+    }
+
     /// Connections that are ready.
     pub fn ready(&self) -> usize {
         self.connections.len()

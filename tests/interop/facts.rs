@@ -340,7 +340,7 @@ pub(crate) async fn graceful_stop_answers_what_is_in_flight(software: &'static d
         let client = site.client(&pool, protocols);
         in_time(async {
             // One connection more than those in flight is idle when the end comes, on h1.
-            client.warm(1).await.unwrap();
+            client.warm(1).await.unwrap().into_result().unwrap();
             let held = (0..4).map(|n| {
                 let id = format!("held-{n}");
                 let request = client.post(format!("/held?id={id}")).body(id.clone());
