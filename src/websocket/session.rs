@@ -693,28 +693,10 @@ mod tests {
         }
     }
 
-    impl AsyncWrite for Endless {
-        fn poll_write(
-            self: Pin<&mut Self>,
-            _: &mut Context<'_>,
-            buf: &[u8],
-        ) -> Poll<io::Result<usize>> {
-            Poll::Ready(Ok(buf.len()))
-        }
-
-        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-            Poll::Ready(Ok(()))
-        }
-
-        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-            Poll::Ready(Ok(()))
-        }
-    }
-
     #[tokio::test(start_paused = true)]
     async fn closing_ends_although_nothing_but_empty_fragments_comes() {
         let first = &b"\x01\x00"[..];
-        let io = tokio::io::join(first.chain(Endless), Endless);
+        let io = tokio::io::join(first.chain(Endless), tokio::io::sink());
         let mut session = Session::new(io, false, SessionOptions::default());
         session
             .start_close(&CloseFrame {
