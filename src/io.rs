@@ -330,6 +330,8 @@ pub(crate) struct Wire<T> {
     /// A write error met while reading: told to the next writer, so that it never hides a
     /// response that has arrived.
     write_error: Option<io::Error>,
+    /// Something was written to the transport since it was flushed.
+    is_unflushed: bool,
     /// What was read, up to `start` consumed. Without capacity while nothing is expected.
     buffer: BytesMut,
     start: usize,
@@ -362,6 +364,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Wire<T> {
             cork: Cork::UntilRead,
             out: Vec::new(),
             write_error: None,
+            is_unflushed: false,
             buffer: BytesMut::new(),
             start: 0,
             is_pouring: false,
@@ -470,12 +473,21 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Wire<T> {
 
     /// Whoever reads during a handshake waits for the answer to what was written.
     fn release_flight(&mut self, cx: &mut Context<'_>) {
-        if self.cork == Cork::UntilRead
-            && !self.out.is_empty()
-            && let Poll::Ready(Err(error)) = self.poll_drain(cx)
-        {
-            self.out.clear();
-            self.write_error = Some(error);
+        if self.cork != Cork::UntilRead || self.out.is_empty() && !self.is_unflushed {
+            return;
+        }
+        let released = match self.poll_drain(cx) {
+            // A transport of somebody else's may have a buffer of its own.
+            Poll::Ready(Ok(())) => Pin::new(&mut self.io).poll_flush(cx),
+            other => other,
+        };
+        match released {
+            Poll::Ready(Ok(())) => self.is_unflushed = false,
+            Poll::Ready(Err(error)) => {
+                self.out.clear();
+                self.write_error = Some(error);
+            }
+            Poll::Pending => {}
         }
     }
 
@@ -493,6 +505,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Wire<T> {
                 Poll::Ready(Ok(n)) => {
                     sent += n;
                     self.written += n as u64;
+                    self.is_unflushed = true;
                 }
                 Poll::Ready(Err(e)) => break Poll::Ready(Err(e)),
                 Poll::Pending => break Poll::Pending,
@@ -658,6 +671,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Wire<T> {
         if at_once {
             let n = ready!(Pin::new(&mut this.io).poll_write_vectored(cx, bufs))?;
             this.written += n as u64;
+            this.is_unflushed = true;
             return Poll::Ready(Ok(n));
         }
         this.put(bufs);
@@ -685,6 +699,27 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Wire<T> {
         let this = self.get_mut();
         ready!(this.poll_drain(cx))?;
         Pin::new(&mut this.io).poll_shutdown(cx)
+    }
+}
+
+/// No ports, descriptors or buffers are left, which closing a connection of one's own would change.
+pub(crate) fn is_exhausted(error: &io::Error) -> bool {
+    #[cfg(unix)]
+    {
+        let exhausted = [
+            libc::EMFILE,
+            libc::ENFILE,
+            libc::ENOBUFS,
+            libc::ENOMEM,
+            libc::EADDRNOTAVAIL,
+        ];
+        error
+            .raw_os_error()
+            .is_some_and(|code| exhausted.contains(&code))
+    }
+    #[cfg(not(unix))]
+    {
+        error.kind() == io::ErrorKind::AddrNotAvailable
     }
 }
 

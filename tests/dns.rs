@@ -331,6 +331,106 @@ async fn hosts_file_comes_first_and_its_changes_are_noticed() {
     assert_eq!(addrs.unwrap(), [IpAddr::from([127, 0, 0, 88])]);
 }
 
+/// A server that will not answer says nothing about the name: a VPN's, or one that is no longer ours.
+#[tokio::test]
+async fn refusal_of_one_name_server_is_not_the_answer_of_the_other() {
+    in_time(async {
+        for reply in [Reply::Refused, Reply::ServFail] {
+            for refuser_first in [true, false] {
+                let (refuser, good) = (DnsServer::start().await, DnsServer::start().await);
+                refuser.reply("a.test", Family::V4, reply.clone());
+                good.v4("a.test", &["127.0.0.5"]);
+                let gate = good.hold("a.test", Family::V4);
+                let mut servers = [refuser.addr(), good.addr()];
+                if !refuser_first {
+                    servers.reverse();
+                }
+                let resolver = HickoryResolver::name_servers(servers);
+                let asked = tokio::spawn({
+                    let resolver = resolver.clone();
+                    async move { ask(&resolver, "a.test").await }
+                });
+                refuser.wait_queries("a.test", Family::V4, 1).await;
+                // Whoever took the refusal for the answer has gone on by then.
+                refuser.wait_queries("a.test", Family::V4, 2).await;
+                gate.open();
+                assert_eq!(
+                    asked.await.unwrap().unwrap(),
+                    [IpAddr::from([127, 0, 0, 5])]
+                );
+                // And if all refuse it is a failure.
+                good.reply("a.test", Family::V4, reply.clone());
+                let failed = ask(&resolver, "a.test").await;
+                assert_eq!(failed, Err(ResolveErrorKind::ServerFailure));
+            }
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn alias_that_comes_in_an_answer_of_its_own_bounds_the_time_to_live() {
+    in_time(async {
+        let server = DnsServer::start().await;
+        let alias = Reply::Alias {
+            target: "lb.test".into(),
+            ips: Vec::new(),
+            ttl: 5,
+        };
+        server.reply("a.test", Family::V4, alias);
+        let ip = IpAddr::from([127, 0, 0, 5]);
+        server.records("lb.test", Family::V4, &[ip], 3_600);
+        let resolver = HickoryResolver::name_servers([server.addr()]);
+        let answer = resolver.resolve("a.test", dns::Family::V4).await.unwrap();
+        assert_eq!(answer.addrs, [ip]);
+        assert_eq!(answer.ttl, Some(std::time::Duration::from_secs(5)));
+    })
+    .await;
+}
+
+/// Both families come from one name of those that a search tries, or the addresses are two hosts'.
+#[tokio::test]
+async fn search_ends_at_the_first_name_that_exists() {
+    in_time(async {
+        let server = DnsServer::start().await;
+        server.v4("db.a.test", &["127.0.0.1"]);
+        server.reply("db.a.test", Family::V6, Reply::NoData);
+        server.v4("db.b.test", &["127.0.0.2"]);
+        server.v6("db.b.test", &["::2"]);
+        let conf = File::new("search.conf");
+        conf.write("search a.test b.test\noptions ndots:2\n");
+        let resolver = HickoryResolver::name_servers([server.addr()]).resolv_conf(&conf.0);
+        let resolver = resolver.search_domains(true);
+        let ask = async |name: &str, family| {
+            let answer = resolver.resolve(name, family).await;
+            answer
+                .map(|answer| answer.addrs[0].to_string())
+                .map_err(|e| e.kind())
+        };
+        let (v4, v6) = (dns::Family::V4, dns::Family::V6);
+        assert_eq!(ask("db", v4).await.as_deref(), Ok("127.0.0.1"));
+        assert_eq!(ask("db", v6).await, Err(ResolveErrorKind::NoAddress));
+        // One that has neither is none.
+        server.reply("db.a.test", Family::V4, Reply::NoData);
+        assert_eq!(ask("db", v4).await.as_deref(), Ok("127.0.0.2"));
+        assert_eq!(ask("db", v6).await.as_deref(), Ok("::2"));
+        // One that cannot be asked may be the one that is meant.
+        server.reply("db.a.test", Family::V4, Reply::ServFail);
+        assert_eq!(ask("db", v4).await, Err(ResolveErrorKind::ServerFailure));
+        assert_eq!(ask("db", v6).await, Err(ResolveErrorKind::ServerFailure));
+        // With enough dots the name itself comes first, with fewer last.
+        server.v4("x.y.z", &["127.0.0.3"]);
+        server.v4("x.y.z.a.test", &["127.0.0.4"]);
+        assert_eq!(ask("x.y.z", v4).await.as_deref(), Ok("127.0.0.3"));
+        server.v4("x.y", &["127.0.0.3"]);
+        assert_eq!(ask("x.y", v4).await.as_deref(), Ok("127.0.0.3"));
+        server.v4("x.y.b.test", &["127.0.0.4"]);
+        assert_eq!(ask("x.y", v4).await.as_deref(), Ok("127.0.0.4"));
+        assert_eq!(ask("nobody", v4).await, Err(ResolveErrorKind::NoSuchName));
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn search_domains_are_used_only_when_asked_for() {
     in_time(async {

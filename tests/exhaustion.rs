@@ -186,22 +186,16 @@ async fn without_an_idle_one_the_error_says_so_and_the_pool_recovers() {
     .await;
 }
 
-/// In a process of its own, since the limit is the process's.
+/// Runs a test once more in a process of its own, since the limit is the process's; true inside it.
 #[cfg(target_os = "linux")]
-#[test]
-fn unix_socket_gets_the_descriptor_of_an_idle_connection() {
-    use std::process::Command;
-
+fn has_few_descriptors(test: &str) -> bool {
     const INSIDE: &str = "FIRSTBYTE_TEST_FEW_DESCRIPTORS";
-    const NAME: &str = "unix_socket_gets_the_descriptor_of_an_idle_connection";
     if std::env::var_os(INSIDE).is_some() {
-        let runtime = tokio::runtime::Builder::new_current_thread();
-        let runtime = { runtime }.enable_all().build().unwrap();
-        return runtime.block_on(in_time(without_descriptors()));
+        return true;
     }
     let exe = std::env::current_exe().unwrap();
-    let script = format!("ulimit -n 64; exec \"$0\" --exact {NAME} --nocapture");
-    let mut child = Command::new("sh");
+    let script = format!("ulimit -n 64; exec \"$0\" --exact {test} --nocapture");
+    let mut child = std::process::Command::new("sh");
     child.args(["-c", &script]).arg(exe).env(INSIDE, "1");
     let ran = child.output().unwrap();
     let said = String::from_utf8_lossy(&ran.stdout);
@@ -210,6 +204,62 @@ fn unix_socket_gets_the_descriptor_of_an_idle_connection() {
         ran.status.success() && said.contains("1 passed"),
         "{said}{failed}"
     );
+    false
+}
+
+/// Takes every descriptor that is left.
+#[cfg(target_os = "linux")]
+fn take_all() -> Vec<std::fs::File> {
+    std::iter::from_fn(|| std::fs::File::open("/dev/null").ok()).collect()
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn unix_socket_gets_the_descriptor_of_an_idle_connection() {
+    if has_few_descriptors("unix_socket_gets_the_descriptor_of_an_idle_connection") {
+        let runtime = tokio::runtime::Builder::new_current_thread();
+        let runtime = { runtime }.enable_all().build().unwrap();
+        runtime.block_on(in_time(without_descriptors()));
+    }
+}
+
+/// To ask a name server takes a descriptor too.
+#[cfg(target_os = "linux")]
+#[test]
+fn look_up_gets_the_descriptor_of_an_idle_connection() {
+    if has_few_descriptors("look_up_gets_the_descriptor_of_an_idle_connection") {
+        let runtime = tokio::runtime::Builder::new_current_thread();
+        let runtime = { runtime }.enable_all().build().unwrap();
+        runtime.block_on(in_time(look_up_without_descriptors()));
+    }
+}
+
+#[cfg(target_os = "linux")]
+async fn look_up_without_descriptors() {
+    use common::World;
+
+    let world = World::new().await;
+    let client = world.client(Protocols::Http1);
+    for response in common::join_all((0..2).map(|_| client.get("/").send())).await {
+        response.unwrap().bytes().await.unwrap();
+    }
+    world.dns.v4("c.test", &["127.0.0.1"]);
+    let refused = world.client_of("http://c.test:9", Protocols::Http1);
+    let other = world.client_of(&world.other_url(), Protocols::Http1);
+    let rest = take_all();
+    // It gets as far as an address: the idle connections' descriptors were free to ask with, one for each family.
+    let error = refused.get("/").send().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Connect, "{error}");
+    assert_eq!(world.pool.stats().closed[&CloseReason::MadeRoom], 2);
+    // Nothing is idle any more: whatever descriptor is left for a moment is taken.
+    let more = take_all();
+    let error = other.get("/").send().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Exhausted, "{error}");
+    assert_eq!(error.phase(), Some(Phase::Dns));
+    drop((rest, more));
+    // It says nothing about the name.
+    let response = other.get("/").send().await.unwrap();
+    assert_eq!(response.status(), 200);
 }
 
 #[cfg(target_os = "linux")]
@@ -234,10 +284,7 @@ async fn without_descriptors() {
     let (a, b) = (client("a.test"), client("b.test"));
     let (answer, server) = tokio::join!(a.get("/").send(), serve(None, 0));
     answer.unwrap();
-    let mut rest = Vec::new();
-    while let Ok(file) = std::fs::File::open("/dev/null") {
-        rest.push(file);
-    }
+    let rest = take_all();
     let dial = b.get("/").send();
     let (answer, _server) = tokio::join!(dial, async {
         common::eventually("the idle one has made room", || {

@@ -368,3 +368,40 @@ async fn server_that_pauses_an_http1_upload_for_longer_than_the_user_timeout_get
     })
     .await;
 }
+
+/// A transport with a buffer of its own.
+struct Buffered(SocketAddr);
+
+impl Dial for Buffered {
+    fn dial(&self, _: DialTarget) -> BoxFuture<'static, io::Result<Transport>> {
+        let addr = self.0;
+        Box::pin(async move {
+            let tcp = TcpStream::connect(addr).await?;
+            Ok(Transport::custom(tokio::io::BufStream::new(tcp)))
+        })
+    }
+}
+
+#[tokio::test]
+async fn transport_with_a_buffer_is_flushed_before_its_answer_is_awaited() {
+    in_time(async {
+        let world = World::new().await;
+        for protocols in common::BOTH {
+            let tls = TlsOptions::new().builtin_roots(false);
+            let pool = ConnectionPool::builder()
+                .tls(tls.add_root(world.pki.ca_der()))
+                .dialer(Buffered(world.server.addr()))
+                .resolve_to("api.test", ["127.0.0.1".parse().unwrap()])
+                .build()
+                .unwrap();
+            let client = pool.client_builder(world.server.url("/"));
+            let client = client.protocols(protocols).build().unwrap();
+            for _ in 0..2 {
+                let mut response = client.get("/").send().await.unwrap();
+                assert_eq!(response.status(), 200);
+                response.bytes().await.unwrap();
+            }
+        }
+    })
+    .await;
+}

@@ -16,12 +16,12 @@ use tokio::time::{sleep, timeout};
 use tokio_rustls::client::TlsStream;
 
 use crate::clock::{deadline, now};
-use crate::dns::{Dns, Families, Family};
+use crate::dns::{Dns, Families, Family, ResolveErrorKind};
 use crate::error::{Error, ErrorKind};
 use crate::event::{DialEvent, DialRecorder};
 use crate::http1::{Forward, Http1};
 use crate::http2::{self, Driver, Http2, Http2Options};
-use crate::io::{BoxFuture, Carrier, Dial, DialTarget, PeerAddr, Transport, Wire};
+use crate::io::{BoxFuture, Carrier, Dial, DialTarget, PeerAddr, Transport, Wire, is_exhausted};
 use crate::origin::Origin;
 use crate::proxy::{self, ProxyScheme};
 use crate::sync::lock;
@@ -399,7 +399,7 @@ async fn reach(
             let fast_open = through.is_some();
             let transport = match open(plan, deps, target.clone(), fast_open).await {
                 // No port or descriptor is left: a connection that nobody uses makes room, once.
-                Err(error) if tcp::is_exhausted(&error) && deps.relieve().await => {
+                Err(error) if is_exhausted(&error) && deps.relieve().await => {
                     open(plan, deps, target, fast_open).await
                 }
                 opened => opened,
@@ -448,17 +448,21 @@ async fn reach(
         Some(filter) => filter(&host_text, ip),
         None => true,
     };
-    let options = deps.race.clone();
-    let won = race(
-        lookup,
-        port,
-        options,
-        &plan.memory,
-        recorder,
-        allow,
-        attempt,
-    )
-    .await;
+    let run = async |lookup| {
+        let options = deps.race.clone();
+        let memory = &plan.memory;
+        race(lookup, port, options, memory, recorder, &allow, &attempt).await
+    };
+    let won = match run(lookup).await {
+        // No descriptor was left to ask with: the same, for the questions of both families.
+        Err(RaceError::Unresolved(error))
+            if error.kind() == ResolveErrorKind::Exhausted && deps.relieve().await =>
+        {
+            let _for_one_only = deps.relieve().await;
+            run(deps.dns.lookup(host, plan.families)).await
+        }
+        won => won,
+    };
     let reached = won.map_err(|e| unreachable(plan, e))?;
     if let Some(facts) = &reached.tcp {
         recorder.emit(DialEvent::TcpFacts(facts.clone()));
@@ -504,7 +508,7 @@ fn is_on_its_way(wire: &mut Wire<Transport>) -> bool {
 }
 
 fn failed_to_open(error: io::Error) -> AttemptError {
-    if tcp::is_exhausted(&error) || tcp::is_local(&error) {
+    if is_exhausted(&error) || tcp::is_local(&error) {
         AttemptError::Local(error)
     } else {
         AttemptError::Transport(error)
@@ -520,21 +524,22 @@ async fn reach_unix(
     use tokio::net::UnixStream;
 
     recorder.emit(DialEvent::UnixConnectStart);
-    let mut stream = UnixStream::connect(path).await;
-    if stream.as_ref().is_err_and(tcp::is_exhausted) && deps.relieve().await {
-        stream = UnixStream::connect(path).await;
-    }
-    // The listener's queue is full (connect(2), EAGAIN). TCP would send its SYN again; of a Unix socket nobody is told
-    // when there is room. Until the time to connect is over.
+    let mut is_relieved = false;
     let mut pause = Duration::from_millis(1);
-    while stream
-        .as_ref()
-        .is_err_and(|e| e.kind() == io::ErrorKind::WouldBlock)
-    {
-        sleep(pause).await;
-        pause = (pause * 2).min(Duration::from_millis(50));
-        stream = UnixStream::connect(path).await;
-    }
+    let stream = loop {
+        match UnixStream::connect(path).await {
+            // The listener's queue is full (connect(2), EAGAIN). TCP would send its SYN again; of a Unix socket nobody
+            // is told when there is room. Until the time to connect is over.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                sleep(pause).await;
+                pause = (pause * 2).min(Duration::from_millis(50));
+            }
+            Err(error) if !is_relieved && is_exhausted(&error) && deps.relieve().await => {
+                is_relieved = true;
+            }
+            stream => break stream,
+        }
+    };
     let stream = stream.map_err(|e| {
         let message = format!("cannot connect to the Unix socket {}", path.display());
         Error::new(kind_of_unreachable(&e), message)
@@ -561,9 +566,11 @@ fn unreachable(plan: &Plan, error: RaceError) -> Error {
                 Some(proxy) => format!("cannot resolve the proxy {proxy}"),
                 None => format!("cannot resolve `{}`", plan.host_text),
             };
-            Error::new(ErrorKind::Dns, message)
-                .at(Phase::Dns)
-                .with_source(error)
+            let kind = match error.kind() {
+                ResolveErrorKind::Exhausted => ErrorKind::Exhausted,
+                _ => ErrorKind::Dns,
+            };
+            Error::new(kind, message).at(Phase::Dns).with_source(error)
         }
         RaceError::Unreachable { addr, tried, error } => {
             let of = proxy.map_or_else(String::new, |proxy| format!(" of the proxy {proxy}"));
@@ -581,7 +588,7 @@ fn unreachable(plan: &Plan, error: RaceError) -> Error {
 }
 
 fn kind_of_unreachable(error: &io::Error) -> ErrorKind {
-    if tcp::is_exhausted(error) {
+    if is_exhausted(error) {
         ErrorKind::Exhausted
     } else {
         ErrorKind::Connect

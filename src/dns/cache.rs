@@ -232,6 +232,9 @@ impl Cache {
         let keep = if is_answer {
             let most = self.options.negative_ttl;
             error.ttl().unwrap_or(most).min(most)
+        } else if error.kind() == ResolveErrorKind::Exhausted {
+            // It says nothing about the name.
+            Duration::ZERO
         } else {
             self.options.failure_ttl
         };

@@ -2,12 +2,17 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::future::{Future, poll_fn};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex};
+use std::task::Poll;
 use std::time::{Duration, Instant, SystemTime};
 
 use hickory_resolver::config::{NameServerConfig, ResolveHosts, ResolverConfig, ResolverOpts};
+use hickory_resolver::lookup::Lookup;
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::net::{DnsError, NetError};
 use hickory_resolver::proto::op::{Query, ResponseCode};
@@ -19,7 +24,7 @@ use tokio::runtime::{Handle, Id as RuntimeId};
 use tokio::sync::OnceCell;
 
 use crate::clock::now;
-use crate::io::BoxFuture;
+use crate::io::{BoxFuture, is_exhausted};
 use crate::sync::lock;
 
 use super::resolve::{Answer, Family, Resolve, ResolveError, ResolveErrorKind};
@@ -34,7 +39,8 @@ const MAX_ACTIVE_QUERIES: usize = 1024;
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// Resolves by queries on the wire, the default: UDP, and TCP when an answer was truncated. With
-/// several name servers two are asked at the same time, and the first answer counts.
+/// several name servers two are asked at the same time, and the first answer counts; that one refuses or fails is
+/// none.
 ///
 /// The configuration is read at the first look-up on each runtime, never while the pool is built, and
 /// again when its files have changed (a VPN, a new network). Without a name server in
@@ -68,7 +74,13 @@ struct Slot {
 /// Who is asked: the file first.
 struct Asked {
     hosts: Hosts,
+    /// All name servers.
     resolver: TokioResolver,
+    /// Each of them by itself, if there are several.
+    each: Vec<TokioResolver>,
+    /// What is appended to names with fewer dots than `ndots`.
+    search: Vec<Name>,
+    ndots: usize,
 }
 
 impl fmt::Debug for Slot {
@@ -181,26 +193,51 @@ impl Config {
             config = ResolverConfig::from_parts(config.domain().cloned(), search, servers);
         }
         set_options(&mut options);
-        let mut builder =
-            TokioResolver::builder_with_config(config, TokioRuntimeProvider::default());
-        *builder.options_mut() = options;
-        let mut hosts = Hosts::default();
-        if let Ok(text) = std::fs::read(&self.hosts) {
-            // A byte that is no text spoils its line and not the file.
-            let text = String::from_utf8_lossy(&text);
-            hosts.read_hosts_conf(text.as_bytes())?;
-        }
+        let ask = |servers: Vec<NameServerConfig>| {
+            let config = ResolverConfig::from_parts(None, Vec::new(), servers);
+            let mut builder =
+                TokioResolver::builder_with_config(config, TokioRuntimeProvider::default());
+            *builder.options_mut() = options.clone();
+            builder.build()
+        };
+        let servers = config.name_servers();
+        let each = servers.iter().filter(|_| servers.len() > 1);
+        let search = config.domain().into_iter().chain(config.search());
         Ok(Asked {
-            hosts,
-            resolver: builder.build()?,
+            hosts: self.read_hosts()?,
+            resolver: ask(servers.to_vec())?,
+            each: each
+                .map(|server| ask(vec![server.clone()]))
+                .collect::<Result<_, _>>()?,
+            search: search.filter(|_| self.search).cloned().collect(),
+            ndots: options.ndots,
         })
+    }
+
+    fn read_hosts(&self) -> Result<Hosts, NetError> {
+        let mut hosts = Hosts::default();
+        match std::fs::read(&self.hosts) {
+            Ok(text) => {
+                // A byte that is no text spoils its line and not the file.
+                let text = String::from_utf8_lossy(&text);
+                hosts.read_hosts_conf(text.as_bytes())?;
+            }
+            // Any other failure may be gone at the next look-up, and a name of the file is not for name servers.
+            Err(e)
+                if matches!(
+                    e.kind(),
+                    io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied
+                ) => {}
+            Err(e) => return Err(e.into()),
+        }
+        Ok(hosts)
     }
 
     #[cfg(unix)]
     fn read_resolv_conf(&self) -> Result<(ResolverConfig, ResolverOpts), NetError> {
         let mut text = match std::fs::read(&self.resolv_conf) {
             Ok(text) => text,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Vec::new(),
             Err(e) => return Err(e.into()),
         };
         let names_a_server = text
@@ -224,8 +261,7 @@ impl Resolve for HickoryResolver {
         name: &str,
         family: Family,
     ) -> BoxFuture<'static, Result<Answer, ResolveError>> {
-        let dot = if self.config.search { "" } else { "." };
-        let name = Name::from_ascii(format!("{name}{dot}"));
+        let name = Name::from_ascii(format!("{name}."));
         let this = self.clone();
         Box::pin(async move {
             let name =
@@ -236,38 +272,124 @@ impl Resolve for HickoryResolver {
                 Family::V4 => RecordType::A,
                 Family::V6 => RecordType::AAAA,
             };
-            let mut in_file = name.clone();
-            in_file.set_fqdn(true);
             let of = |kind| {
                 asked
                     .hosts
-                    .lookup_static_host(&Query::query(in_file.clone(), kind))
+                    .lookup_static_host(&Query::query(name.clone(), kind))
             };
             // The file may change at any time: no time to live.
             if let Some(found) = of(record_type) {
-                return Ok(Answer::new(
-                    reachable(found.query(), found.answers()).0,
-                    None,
-                ));
+                return Ok(Answer::new(reachable(&name, found.answers()).0, None));
             }
             // A name in the file is not asked for in its other family: that would go round the file.
             if of(RecordType::A).or_else(|| of(RecordType::AAAA)).is_some() {
                 return Err(ResolveError::new(ResolveErrorKind::NoAddress));
             }
-            let lookup = asked.resolver.lookup(name, record_type);
-            let lookup = lookup.await.map_err(classify)?;
-            let (addrs, ttl) = reachable(lookup.query(), lookup.answers());
-            Ok(Answer::new(addrs, ttl))
+            let (candidates, last) = asked.names(name);
+            for candidate in candidates {
+                match asked.ask(&candidate, record_type).await {
+                    Err(error) if error.kind() == ResolveErrorKind::NoSuchName => {}
+                    // Both families have to be those of one host: the name is found if it has the other.
+                    Err(error) if error.kind() == ResolveErrorKind::NoAddress => {
+                        let other = match record_type {
+                            RecordType::A => RecordType::AAAA,
+                            _ => RecordType::A,
+                        };
+                        match asked.ask(&candidate, other).await {
+                            Err(error) if is_nothing(&error) => {}
+                            Err(failure) => return Err(failure),
+                            Ok(_) => return Err(error),
+                        }
+                    }
+                    // One that cannot be asked may be the one that is meant.
+                    done => return done,
+                }
+            }
+            asked.ask(&last, record_type).await
         })
     }
 }
 
+impl Asked {
+    /// The names that may be meant, the last one apart, as hickory and the C library order them.
+    fn names(&self, name: Name) -> (Vec<Name>, Name) {
+        let mut relative = name.clone();
+        relative.set_fqdn(false);
+        let appended = self.search.iter().filter_map(|domain| {
+            let mut candidate = relative.clone().append_domain(domain).ok()?;
+            candidate.set_fqdn(true);
+            Some(candidate)
+        });
+        let mut names: Vec<_> = appended.collect();
+        let dots = usize::from(name.num_labels()).saturating_sub(1);
+        if dots < self.ndots {
+            return (names, name);
+        }
+        let Some(last) = names.pop() else {
+            return (names, name);
+        };
+        names.insert(0, name);
+        (names, last)
+    }
+
+    async fn ask(&self, name: &Name, record_type: RecordType) -> Result<Answer, ResolveError> {
+        let lookup = match self.resolver.lookup(name.clone(), record_type).await {
+            Err(error) => match classify(error) {
+                // hickory takes what the first of them says for what all would say.
+                failed if failed.kind() == ResolveErrorKind::ServerFailure => {
+                    let each = self.each.iter();
+                    let each = each.map(|one| Box::pin(one.lookup(name.clone(), record_type)));
+                    first_answer(each.collect()).await.ok_or(failed)??
+                }
+                error => return Err(error),
+            },
+            Ok(lookup) => lookup,
+        };
+        // From the name that was asked for: an alias that came in an answer of its own counts.
+        let mut found = reachable(name, lookup.answers());
+        if found.0.is_empty() {
+            found = reachable(lookup.query().name(), lookup.answers());
+        }
+        Ok(Answer::new(found.0, found.1))
+    }
+}
+
+/// The first that is an answer, if only that there is nothing; `None` if none is.
+async fn first_answer<F>(mut asked: Vec<Pin<Box<F>>>) -> Option<Result<Lookup, ResolveError>>
+where
+    F: Future<Output = Result<Lookup, NetError>>,
+{
+    poll_fn(|cx| {
+        let mut first = None;
+        asked.retain_mut(|one| match one.as_mut().poll(cx).map_err(classify) {
+            Poll::Pending => true,
+            Poll::Ready(Err(error)) if !is_nothing(&error) => false,
+            Poll::Ready(answer) => {
+                first = Some(answer);
+                false
+            }
+        });
+        if first.is_some() || asked.is_empty() {
+            return Poll::Ready(first);
+        }
+        Poll::Pending
+    })
+    .await
+}
+
+fn is_nothing(error: &ResolveError) -> bool {
+    matches!(
+        error.kind(),
+        ResolveErrorKind::NoSuchName | ResolveErrorKind::NoAddress
+    )
+}
+
 /// The addresses that the name asked for leads to, by aliases if need be, and the shortest time to
 /// live on the way. Whatever else stands in an answer may be somebody's wish (RFC 2181 §5.4.1).
-fn reachable(query: &Query, records: &[Record]) -> (Vec<IpAddr>, Option<Duration>) {
+fn reachable(name: &Name, records: &[Record]) -> (Vec<IpAddr>, Option<Duration>) {
     /// Aliases of aliases; hickory follows no more either.
     const MAX_ALIASES: usize = 16;
-    let mut name = query.name();
+    let mut name = name;
     let mut ttl = None;
     for _ in 0..=MAX_ALIASES {
         let mut own = records.iter().filter(|record| record.name == *name);
@@ -298,9 +420,8 @@ fn address(record: &Record) -> Option<IpAddr> {
 }
 
 async fn build(config: Arc<Config>) -> Result<Asked, ResolveError> {
-    let failed = |e: NetError| ResolveError::new(ResolveErrorKind::Other).with_source(e);
     match tokio::task::spawn_blocking(move || config.build()).await {
-        Ok(resolver) => resolver.map_err(failed),
+        Ok(resolver) => resolver.map_err(classify),
         Err(e) => Err(ResolveError::new(ResolveErrorKind::Other).with_source(e)),
     }
 }
@@ -322,6 +443,11 @@ fn set_options(options: &mut ResolverOpts) {
     options.max_active_requests = MAX_ACTIVE_QUERIES;
 }
 
+/// hickory does not say why it has no connection.
+fn has_no_socket() -> bool {
+    UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).is_err_and(|error| is_exhausted(&error))
+}
+
 fn classify(error: NetError) -> ResolveError {
     let kind = match &error {
         NetError::Timeout => ResolveErrorKind::Timeout,
@@ -336,6 +462,8 @@ fn classify(error: NetError) -> ResolveError {
             return ResolveError::new(kind).with_ttl(ttl);
         }
         NetError::Dns(DnsError::ResponseCode(_)) => ResolveErrorKind::ServerFailure,
+        NetError::Io(error) if is_exhausted(error) => ResolveErrorKind::Exhausted,
+        NetError::NoConnections if has_no_socket() => ResolveErrorKind::Exhausted,
         _ => ResolveErrorKind::Other,
     };
     ResolveError::new(kind).with_source(error)

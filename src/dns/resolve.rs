@@ -58,6 +58,8 @@ pub enum ResolveErrorKind {
     Timeout,
     /// Addresses were found, and the pool's address filter refused all of them.
     Forbidden,
+    /// There was no descriptor or port to ask with. An idle connection makes room once.
+    Exhausted,
     /// Anything else, such as a missing configuration.
     Other,
 }
@@ -111,6 +113,7 @@ impl fmt::Display for ResolveError {
             ResolveErrorKind::ServerFailure => "the name server failed",
             ResolveErrorKind::Timeout => "no name server answered in time",
             ResolveErrorKind::Forbidden => "the address filter refused every address",
+            ResolveErrorKind::Exhausted => "there is no descriptor or port left to ask with",
             ResolveErrorKind::Other => "the resolver failed",
         })
     }

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use crate::io::BoxFuture;
+use crate::io::{BoxFuture, is_exhausted};
 
 use super::resolve::{Answer, Family, Resolve, ResolveError, ResolveErrorKind};
 
@@ -45,16 +45,24 @@ impl Resolve for SystemResolver {
     }
 }
 
-/// `getaddrinfo` tells its causes only in words; std gives all of them one kind. That there is no such name is worth
+/// `getaddrinfo` tells its causes only in words; std gives all of them one kind. That there is nothing is worth
 /// knowing: it is remembered, and an old answer does not stand in for it as it does for a resolver that fails. Other
 /// systems than Linux say the same words where they have no network.
 fn classify(error: io::Error) -> ResolveError {
-    /// EAI_NONAME of glibc and of musl.
+    /// EAI_NONAME and EAI_NODATA, of glibc and of musl.
     const NO_SUCH_NAME: [&str; 2] = ["Name or service not known", "Name does not resolve"];
+    const NO_ADDRESS: [&str; 2] = [
+        "No address associated with hostname",
+        "Name has no usable address",
+    ];
     let said = error.to_string();
-    let is_known = cfg!(target_os = "linux") && NO_SUCH_NAME.iter().any(|no| said.ends_with(no));
-    let kind = if is_known {
+    let is_one_of = |words: [&str; 2]| words.iter().any(|words| said.ends_with(words));
+    let kind = if is_exhausted(&error) {
+        ResolveErrorKind::Exhausted
+    } else if cfg!(target_os = "linux") && is_one_of(NO_SUCH_NAME) {
         ResolveErrorKind::NoSuchName
+    } else if cfg!(target_os = "linux") && is_one_of(NO_ADDRESS) {
+        ResolveErrorKind::NoAddress
     } else {
         ResolveErrorKind::Other
     };
@@ -73,7 +81,18 @@ mod tests {
         let error = SystemResolver::new().resolve(&long, Family::V4).await;
         let error = error.unwrap_err();
         assert_eq!(error.kind(), ResolveErrorKind::NoSuchName, "{error:?}");
-        let other = io::Error::other("Temporary failure in name resolution");
-        assert_eq!(classify(other).kind(), ResolveErrorKind::Other);
+        for (words, kind) in [
+            (
+                "No address associated with hostname",
+                ResolveErrorKind::NoAddress,
+            ),
+            (
+                "Temporary failure in name resolution",
+                ResolveErrorKind::Other,
+            ),
+        ] {
+            let error = io::Error::other(format!("failed to lookup address information: {words}"));
+            assert_eq!(classify(error).kind(), kind, "{words}");
+        }
     }
 }

@@ -9,4 +9,4 @@ mod window;
 pub(crate) use info::SocketWatch;
 pub use info::TcpInfo;
 pub use options::{Keepalive, TcpOptions};
-pub(crate) use socket::{begin, established, is_exhausted, is_local};
+pub(crate) use socket::{begin, established, is_local};

@@ -102,27 +102,6 @@ fn has_source(addr: SocketAddr) -> bool {
     std::net::UdpSocket::bind((any, 0)).is_ok_and(|socket| socket.connect(addr).is_ok())
 }
 
-/// No ports, descriptors or buffers are left, which closing a connection of one's own would change.
-pub(crate) fn is_exhausted(error: &io::Error) -> bool {
-    #[cfg(unix)]
-    {
-        let exhausted = [
-            libc::EMFILE,
-            libc::ENFILE,
-            libc::ENOBUFS,
-            libc::ENOMEM,
-            libc::EADDRNOTAVAIL,
-        ];
-        error
-            .raw_os_error()
-            .is_some_and(|code| exhausted.contains(&code))
-    }
-    #[cfg(not(unix))]
-    {
-        error.kind() == io::ErrorKind::AddrNotAvailable
-    }
-}
-
 fn is_in_progress(error: &io::Error) -> bool {
     #[cfg(unix)]
     if error.raw_os_error() == Some(libc::EINPROGRESS) {
@@ -424,7 +403,10 @@ mod tests {
         let gone = TcpOptions::default().local_v4(Ipv4Addr::new(203, 0, 113, 77));
         let error = connect(addr, &gone, false).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::AddrNotAvailable);
-        assert!(is_local(&error) && !is_exhausted(&error), "{error}");
+        assert!(
+            is_local(&error) && !crate::io::is_exhausted(&error),
+            "{error}"
+        );
     }
 
     #[test]
