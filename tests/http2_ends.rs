@@ -281,6 +281,49 @@ async fn complete_answer_outlives_its_connection_though_the_request_is_not_all_s
     .await;
 }
 
+/// Nothing of it is read as an end: the peer falls silent in the middle of its last frame, or the pool is shut down.
+#[tokio::test(start_paused = true)]
+async fn last_frame_that_did_not_come_whole_is_no_end() {
+    // The first stream of a client is 1.
+    let data = encode(kind::DATA, flag::END_STREAM, 1, b"the rest");
+    let padded = [&[3][..], b"the rest", &[0; 3]].concat();
+    let padded = encode(kind::DATA, flag::END_STREAM | flag::PADDED, 1, &padded);
+    let flags = flag::END_STREAM | flag::END_HEADERS;
+    let trailers = encode(kind::HEADERS, flags, 1, &header_block(&[("x", "y")]));
+    for (frame, missing) in [(&data, 3), (&padded, 3), (&padded, 12), (&trailers, 1)] {
+        for shuts_down in [false, true] {
+            let cut = frame.slice(..frame.len() - missing);
+            let sim = Sim::http2(move |mut conn, index| {
+                let cut = cut.clone();
+                async move {
+                    conn.handshake(&[]).await;
+                    if index > 0 {
+                        // Dialled in its place.
+                        return conn.closed_by_client().await;
+                    }
+                    let stream = conn.read_headers().await.stream;
+                    conn.headers(stream, &[(":status", "200")], false).await;
+                    conn.data(stream, "begun", false).await;
+                    conn.raw(&cut).await;
+                    // It reads nothing more, so that no PING is answered.
+                    tokio::time::sleep(LONG).await;
+                }
+            });
+            let (pool, client) = world(&sim);
+            let mut answer = client.get("/").send().await.unwrap();
+            assert_eq!(answer.chunk().await.unwrap().unwrap(), "begun");
+            let rest = tokio::spawn(async move { answer.bytes().await });
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            if shuts_down {
+                pool.shutdown(Duration::ZERO).await;
+            }
+            let error = rest.await.unwrap().expect_err("it was cut off").to_string();
+            let why = if shuts_down { "shut down" } else { "PING" };
+            assert!(error.contains(why), "{error}");
+        }
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn settings_have_come_when_all_of_them_have() {
     in_time(async {

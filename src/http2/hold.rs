@@ -77,11 +77,11 @@ impl<L: Send + 'static> Hold<L> {
         self.shared.tap.written() == self.written_before
     }
 
-    /// The peer has said all that it had to say, and no more than that was read of it.
+    /// The peer has said all that it had to say, and all of it was taken: the tap tells of a frame at its head.
     pub(super) fn is_answered(&self) -> bool {
         let is_cut = self.shared.tap.is_cut();
-        let end = self.shared.ledger.enter().unread.end(self.stream.id());
-        end == End::Complete && !is_cut
+        let stream = self.stream.id();
+        !is_cut && self.shared.ledger.enter().unread.is_complete(stream)
     }
 
     /// The content of a frame was handed to the caller.

@@ -111,7 +111,7 @@ pub(crate) struct TapState {
     settings_seen: AtomicBool,
     /// Bytes that were written.
     written: AtomicU64,
-    /// The connection ended in the middle of a frame.
+    /// What has been read ends in the middle of a frame.
     is_cut: AtomicBool,
     /// How often the peer has set its stream limit.
     limits_seen: AtomicU32,
@@ -397,16 +397,10 @@ impl<S: Carrier> Tap<S> {
             self.readiness.found_nothing();
         }
         if !matches!(read, Poll::Ready(Ok(()))) {
-            if read.is_ready() {
-                let is_cut = self.scanner.is_cut();
-                self.state.is_cut.store(is_cut, Ordering::Relaxed);
-            }
             buf.set_filled(start);
             return read.map_ok(|()| false);
         }
         if buf.filled().len() == start + held {
-            let is_cut = self.scanner.is_cut();
-            self.state.is_cut.store(is_cut, Ordering::Relaxed);
             self.scanner.have = 0;
             return Poll::Ready(Ok(true));
         }
@@ -432,6 +426,9 @@ impl<S: Carrier> Tap<S> {
             state.see(seen, at);
         });
         drop(accounts);
+        // Whatever ends the connection may do so without another read.
+        let is_cut = self.scanner.is_cut();
+        state.is_cut.store(is_cut, Ordering::Relaxed);
         if is_flood {
             state.is_flooded.store(true, Ordering::Release);
             return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));

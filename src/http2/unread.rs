@@ -113,6 +113,8 @@ pub(crate) struct Arrival {
     is_over: bool,
     /// And one with content, which h2 is shown.
     has_data: bool,
+    /// HEADERS have come behind DATA.
+    has_trailers: bool,
 }
 
 impl Arrival {
@@ -189,6 +191,8 @@ impl<S: Clone> Unread<S> {
                 self.cost += cost;
                 self.is_over = true;
             }
+        } else {
+            head.has_trailers = true;
         }
         true
     }
@@ -276,6 +280,14 @@ impl<S: Clone> Unread<S> {
     pub(crate) fn end(&self, stream: u32) -> End {
         let account = self.streams.get(&stream);
         account.map_or(End::Complete, |account| account.end)
+    }
+
+    /// Whether the peer has ended the stream and all of its content was taken. There are no trailers: h2 hands out what
+    /// it has read, so where it fails it has not.
+    pub(crate) fn is_complete(&self, stream: u32) -> bool {
+        let complete =
+            |a: &Account<S>| a.end == End::Complete && a.bytes == 0 && !a.head.has_trailers;
+        self.streams.get(&stream).is_none_or(complete)
     }
 
     /// Bytes that are unread.
