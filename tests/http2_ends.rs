@@ -7,6 +7,7 @@ mod support;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::SeqCst;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use common::{eventually, in_time};
@@ -14,10 +15,13 @@ use firstbyte::{Client, ConnectionPool, Http2Options, Protocols, RequestOptions,
 use support::gate::Gate;
 use support::h2_peer::{H2Conn, code, encode, flag, header_block, kind, setting};
 use support::sim::{Sim, client, plain};
+use tokio::io::AsyncWriteExt as _;
 use tokio::time::timeout;
 
 /// The window that every stream and connection begins with (RFC 9113 §6.9.2).
 const WINDOW: u32 = 65_535;
+/// RFC 8441 §3.
+const ENABLE_CONNECT_PROTOCOL: u16 = 8;
 const LONG: Duration = Duration::from_secs(60);
 
 fn world(sim: &Sim) -> (ConnectionPool, Client) {
@@ -68,6 +72,93 @@ async fn upload_that_nobody_polls_leaves_the_window_to_others() {
         let second = timeout(LONG, second).await.expect("there is window for it");
         assert_eq!(second.unwrap().status(), 200);
         assert_eq!(first.text().await.unwrap(), "ok");
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn tunnel_that_nobody_polls_leaves_the_window_to_others() {
+    in_time(async {
+        let sim = Sim::http2(|mut conn, _| async move {
+            conn.handshake(&[(ENABLE_CONNECT_PROTOCOL, 1)]).await;
+            let tunnel = conn.read_headers().await.stream;
+            conn.headers(tunnel, &[(":status", "200")], false).await;
+            take(&mut conn, tunnel, WINDOW as usize).await;
+            // Its next write is given up by then.
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            conn.window_update(tunnel, WINDOW).await;
+            conn.window_update(0, WINDOW).await;
+            let second = conn.read_kind(kind::HEADERS).await.unwrap().stream;
+            take(&mut conn, second, 5).await;
+            conn.headers(second, &[(":status", "200")], true).await;
+            conn.closed_by_client().await;
+        });
+        let (_pool, client) = world(&sim);
+        let connect = client.request(http::Method::CONNECT, "/");
+        let connect = connect.extended_connect("websocket");
+        let mut tunnel = connect.send().await.unwrap().upgrade().unwrap();
+        let bytes = vec![b'x'; WINDOW as usize];
+        tunnel.write_all(&bytes).await.unwrap();
+        let more = timeout(Duration::from_millis(1), tunnel.write_all(&bytes)).await;
+        assert!(more.is_err(), "there is no window");
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        let second = client.post("/").body("hello").send();
+        let second = timeout(LONG, second).await.expect("there is window for it");
+        assert_eq!(second.unwrap().status(), 200);
+    })
+    .await;
+}
+
+/// The end that it told is not asked for again.
+#[tokio::test(start_paused = true)]
+async fn body_that_has_ended_is_not_polled_again() {
+    /// Its content, nothing for a moment, an empty piece, the end.
+    struct Once(usize, Vec<u8>);
+    impl http_body::Body for Once {
+        type Data = bytes::Bytes;
+        type Error = std::convert::Infallible;
+
+        fn poll_frame(
+            mut self: std::pin::Pin<&mut Self>,
+            cx: &mut Context<'_>,
+        ) -> Poll<Option<Result<http_body::Frame<bytes::Bytes>, Self::Error>>> {
+            self.0 += 1;
+            let data = |data: Vec<u8>| Poll::Ready(Some(Ok(http_body::Frame::data(data.into()))));
+            match self.0 {
+                1 => data(self.1.clone()),
+                2 => {
+                    cx.waker().wake_by_ref();
+                    Poll::Pending
+                }
+                3 => data(Vec::new()),
+                4 => Poll::Ready(None),
+                _ => panic!("it has ended"),
+            }
+        }
+
+        fn size_hint(&self) -> http_body::SizeHint {
+            http_body::SizeHint::with_exact(self.1.len() as u64)
+        }
+    }
+    in_time(async {
+        let sim = Sim::http2(|mut conn, _| async move {
+            conn.handshake(&[]).await;
+            while let Some(head) = conn.read_kind(kind::HEADERS).await {
+                while !conn
+                    .read_kind(kind::DATA)
+                    .await
+                    .unwrap()
+                    .has_flag(flag::END_STREAM)
+                {}
+                conn.headers(head.stream, &[(":status", "200")], true).await;
+            }
+        });
+        let (_pool, client) = world(&sim);
+        for content in [&b"content"[..], b""] {
+            let body = firstbyte::Body::wrap(Once(0, content.to_vec()));
+            let answer = client.post("/").body(body).send().await.unwrap();
+            assert_eq!(answer.status(), 200);
+        }
     })
     .await;
 }

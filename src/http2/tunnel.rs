@@ -105,7 +105,10 @@ impl<L: Send + Unpin + 'static> AsyncWrite for Tunnel<L> {
         }
         let written = this.hold.stream.with(|parts| {
             let send = &mut parts.send;
-            send.reserve_capacity(len.min(MAX_WRITE));
+            if send.capacity() == 0 {
+                // Enough to be woken: what is set aside for a writer that nobody polls is missing to all the others.
+                send.reserve_capacity(1);
+            }
             while send.capacity() == 0 {
                 match ready!(send.poll_capacity(cx)) {
                     Some(Ok(_)) => {}
@@ -113,8 +116,10 @@ impl<L: Send + Unpin + 'static> AsyncWrite for Tunnel<L> {
                     None => return Poll::Ready(Ok(None)),
                 }
             }
+            send.reserve_capacity(len.min(MAX_WRITE));
             let n = send.capacity().min(len);
             let sent = send.send_data(first_bytes(bufs, n), false);
+            send.reserve_capacity(0);
             Poll::Ready(sent.map(|()| Some(n)).map_err(Failed::H2))
         });
         match ready!(written.unwrap_or(Poll::Ready(Err(Failed::CutOff)))) {

@@ -16,6 +16,8 @@ use super::stream::Stream;
 /// Bodies up to this size are handed to h2 with their HEADERS, so that both leave in one write:
 /// the initial window that RFC 9113 §6.9.2 gives every stream.
 const SEND_AT_ONCE: usize = 65_535;
+/// No more is asked for at a time.
+const MOST_AT_ONCE: usize = 1024 * 1024;
 
 #[derive(Debug)]
 pub(super) struct Upload {
@@ -133,10 +135,18 @@ impl Upload {
                 self.stage = Stage::Stopped;
                 break;
             }
-            if let End::Trailers(trailers) = &mut self.end {
-                let trailers = std::mem::take(trailers);
-                self.end(stream, |send| send.send_trailers(trailers));
-                break;
+            match &mut self.end {
+                End::Trailers(trailers) => {
+                    let trailers = std::mem::take(trailers);
+                    self.end(stream, |send| send.send_trailers(trailers));
+                    break;
+                }
+                // It said so when all of it had been sent.
+                End::Plain => {
+                    self.end(stream, |send| send.send_data(Bytes::new(), true));
+                    break;
+                }
+                End::Unknown => {}
             }
             match ready!(self.body.poll_next(cx)) {
                 Some(Ok(frame)) => self.take(frame, cx, stream)?,
@@ -166,8 +176,8 @@ impl Upload {
                     Some(Err(_)) | None => return Poll::Ready(None),
                 }
             }
-            // As much of it as there is.
-            send.reserve_capacity(self.pending.len());
+            // As much of it as there is; h2 counts in 32 bits, and gives no more at a time.
+            send.reserve_capacity(self.pending.len().min(MOST_AT_ONCE));
             Poll::Ready(Some(send.capacity()))
         });
         let Some(capacity) = ready!(capacity.unwrap_or(Poll::Ready(None))) else {
