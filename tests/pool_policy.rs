@@ -14,6 +14,7 @@ use firstbyte::{
 };
 use support::gate::Gate;
 use support::h1_peer::H1Conn;
+use support::h2_peer::setting;
 use support::sim::{self, Sim, plain};
 use tokio::time::{Instant, sleep};
 
@@ -1002,4 +1003,70 @@ async fn options_of_sockets_are_refused_where_the_dialer_makes_them() {
     );
     let pool = firstbyte::ConnectionPool::builder().dialer(sim).tcp(tcp());
     assert!(pool.build().unwrap_err().is_invalid());
+}
+
+/// What is kept warm is not put on the bill of the others.
+#[tokio::test(start_paused = true)]
+async fn minimum_does_not_count_against_the_idle_limit() {
+    for protocols in BOTH {
+        let sim = Sim::sound(protocols);
+        let limits = Limits::default().max_keepalive_connections(1);
+        let pool = sim.pool(|pool| pool.limits(limits));
+        let builder = pool
+            .client_builder(format!("http://{}", sim::HOST))
+            .protocols(plain(protocols));
+        let kept = match protocols {
+            Protocols::Http1 => builder.min_idle(2),
+            _ => builder.min_connections(2),
+        };
+        let kept = kept.build().unwrap();
+        kept.warm(0).await.unwrap().into_result().unwrap();
+        sleep(millis(10)).await;
+        assert_eq!(pool.stats().idle, 2);
+        let [one, two, _] = sim::OTHERS.map(|host| sim::client_of(&pool, host, plain(protocols)));
+        for how in [ConnectionUse::New, ConnectionUse::Idle, ConnectionUse::Idle] {
+            assert_eq!(get(&one).await, how, "{protocols:?}");
+            sleep(millis(1)).await;
+        }
+        // Between the others the limit holds.
+        assert_eq!(get(&two).await, ConnectionUse::New);
+        sleep(millis(1)).await;
+        assert_eq!((pool.stats().idle, pool.stats().open), (3, 3));
+        assert_eq!(get(&one).await, ConnectionUse::New);
+        assert_eq!(get(&kept).await, ConnectionUse::Prewarmed);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn spare_connection_costs_no_other_its_place_and_is_not_dialled_in_vain() {
+    let limited = || {
+        Sim::http2(|mut conn, index| async move {
+            conn.handshake(&[(setting::MAX_CONCURRENT_STREAMS, 5)])
+                .await;
+            while let Some(head) = conn.read_kind(HEADERS).await {
+                conn.headers(head.stream, OK, false).await;
+                // Those of the first connection are held, up to four of them.
+                if index > 0 || head.stream > 7 {
+                    conn.data(head.stream, "ok", true).await;
+                }
+            }
+        })
+    };
+    let protocols = plain(Protocols::Http2);
+    for keep in [0, 1] {
+        let sim = limited();
+        let limits = Limits::default().max_keepalive_connections(keep);
+        let pool = sim.pool(|pool| pool.limits(limits));
+        let client = sim::client(&pool, protocols);
+        let mut held = Vec::new();
+        for _ in 0..4 {
+            held.push(client.get("/").send().await.unwrap());
+            sleep(millis(10)).await;
+        }
+        for _ in 0..20 {
+            get(&client).await;
+            sleep(millis(10)).await;
+        }
+        assert!(sim.dials() <= 2, "keep {keep}: {}", sim.dials());
+    }
 }

@@ -35,7 +35,7 @@ impl Host {
         if self.gives_way() {
             self.retire_idle(conn, CloseReason::MadeRoom);
         }
-        if self.shared.has_too_many_idle() && !self.has_waiters() && !self.is_below_minimum() {
+        if self.shared.may_have_too_many_idle() && !self.has_waiters() && !self.is_below_minimum() {
             self.over_idle_limit();
         }
     }
@@ -227,7 +227,7 @@ impl Host {
                 due = Some(idle.peer_expires.unwrap_or(idle.expires).min(idle.expires));
                 self.shared.more_idle();
                 state.put_idle(idle);
-                sheds = self.shared.has_too_many_idle() && !state.keeps_idle(minimum);
+                sheds = self.shared.may_have_too_many_idle() && !state.keeps_idle(minimum);
             }
         }
         if let Some((conn, why)) = out {

@@ -517,15 +517,23 @@ impl Host {
         }
     }
 
-    /// More connections are idle than the pool's limit allows.
+    /// More connections may be idle than the pool's limit allows.
     pub(super) fn over_idle_limit(self: &Arc<Self>) {
         if let Some(room) = self.shared.room.get().and_then(Weak::upgrade) {
-            room.shed_idle();
+            let most = room.shed_idle();
+            // It may not be among the origins that have connections yet.
+            self.shed_idle(most);
         }
-        // It is not among the origins that have connections yet.
-        if self.shared.has_too_many_idle() {
-            self.shed_idle();
-        }
+    }
+
+    /// Whether one more connection may become idle without another having to go.
+    fn has_idle_room(&self) -> bool {
+        let (idle, most) = (
+            self.shared.idle(),
+            self.shared.limits.max_keepalive_connections,
+        );
+        let room = || self.shared.room.get().and_then(Weak::upgrade);
+        idle < most || room().is_some_and(|room| idle < room.idle_limit())
     }
 
     /// For how long a connection of another origin must have been idle for us to get its place.
@@ -620,6 +628,9 @@ impl Host {
 
     /// One more HTTP/2 connection before anybody waits; never at another origin's expense.
     pub(super) fn dial_spare(self: &Arc<Self>) {
+        if !self.has_idle_room() {
+            return;
+        }
         if let Some(permit) = self.shared.capacity.try_reserve() {
             drop(self.start_dial(permit, Purpose::Spare, Asked::default()));
         }

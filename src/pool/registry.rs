@@ -325,6 +325,23 @@ impl Registry {
     }
 }
 
+impl Registry {
+    /// How many connections may be idle, with those that do not count; and the origins that have some that do, with
+    /// the instant since when the oldest is.
+    fn idle_beyond(&self) -> (usize, Vec<(Instant, Arc<Host>)>) {
+        let populated: Vec<_> = lock(&self.populated).iter().cloned().collect();
+        let hosts = self.hosts.pin();
+        let mut most = self.shared.limits.max_keepalive_connections;
+        let mut idle = Vec::new();
+        for host in populated.iter().filter_map(|key| hosts.get(key)) {
+            let (kept, oldest) = host.idle_beyond();
+            most = most.saturating_add(kept);
+            idle.extend(oldest.map(|since| (since, host.clone())));
+        }
+        (most, idle)
+    }
+}
+
 impl Relief for Registry {
     fn relieve(self: Arc<Self>) -> BoxFuture<'static, bool> {
         /// An HTTP/2 connection closes at the next turn of its task.
@@ -356,20 +373,20 @@ impl MakeRoom for Registry {
         }
     }
 
-    fn shed_idle(&self) {
-        let populated: Vec<_> = lock(&self.populated).iter().cloned().collect();
-        let hosts = self.hosts.pin();
-        let hosts = populated.iter().filter_map(|key| hosts.get(key));
-        let mut idle: Vec<_> = hosts
-            .filter_map(|host| Some((host.idle_since(host.minimum())?, host)))
-            .collect();
+    fn shed_idle(&self) -> usize {
+        let (most, mut idle) = self.idle_beyond();
         idle.sort_by_key(|(since, _)| *since);
         for (_, host) in idle {
-            if !self.shared.has_too_many_idle() {
-                return;
+            if self.shared.idle() <= most {
+                break;
             }
-            host.shed_idle();
+            host.shed_idle(most);
         }
+        most
+    }
+
+    fn idle_limit(&self) -> usize {
+        self.idle_beyond().0
     }
 
     fn make_room(&self, for_whom: &Key, at_least: Duration) -> GaveUp {

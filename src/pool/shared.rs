@@ -23,7 +23,10 @@ pub(crate) trait MakeRoom: Send + Sync {
     /// Of those that have been idle for `at_least`.
     fn make_room(&self, for_whom: &Key, at_least: Duration) -> GaveUp;
     /// Closes what has been idle for longest in the whole pool, until no more are idle than the limit allows.
-    fn shed_idle(&self);
+    /// Returns that limit: what is kept warm does not count.
+    fn shed_idle(&self) -> usize;
+    /// How many may be idle now, what is kept warm included.
+    fn idle_limit(&self) -> usize;
     /// The origin has its first connection, or lost its last one. Called without its lock.
     fn populated(&self, origin: &Key);
 }
@@ -100,18 +103,18 @@ impl Shared {
         self.idle.0.fetch_sub(1, Ordering::SeqCst);
     }
 
-    /// Whether more are idle than the limit allows.
-    pub(crate) fn has_too_many_idle(&self) -> bool {
+    /// Whether more are idle than the limit allows, unless some of them do not count.
+    pub(crate) fn may_have_too_many_idle(&self) -> bool {
         self.idle() > self.limits.max_keepalive_connections
     }
 
-    /// One idle connection less, if there are more than the limit allows.
-    pub(crate) fn try_shed(&self) -> bool {
-        let max = isize::try_from(self.limits.max_keepalive_connections).unwrap_or(isize::MAX);
+    /// One idle connection less, if there are more than `most`.
+    pub(crate) fn try_shed(&self, most: usize) -> bool {
+        let most = isize::try_from(most).unwrap_or(isize::MAX);
         self.idle
             .0
             .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| {
-                (n > max).then_some(n - 1)
+                (n > most).then_some(n - 1)
             })
             .is_ok()
     }

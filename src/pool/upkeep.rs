@@ -30,6 +30,15 @@ const ADDRESS_CHECK: Duration = Duration::from_secs(60);
 const MINIMUM_CHECK: Duration = Duration::from_secs(10);
 
 impl Books {
+    /// Idle connections that the idle limit does not count: the minimum, and those that take the place of another as
+    /// soon as the peer's SETTINGS have come.
+    fn kept_idle(&self, minimum: Minimum) -> usize {
+        let state = &self.state;
+        let idle = |conns: &[Arc<H2Conn>]| conns.iter().filter(|conn| conn.in_use() == 0).count();
+        let shared = idle(&state.shared).min(minimum.shared);
+        state.idle.len().min(minimum.idle) + shared + idle(&state.settling)
+    }
+
     /// The connection that is idle for longest, the minimum left aside, and since when: an HTTP/2 connection,
     /// or the first of the idle HTTP/1.1 ones.
     fn oldest_idle(&self, kept: Minimum) -> Option<(Instant, Option<Arc<H2Conn>>)> {
@@ -82,14 +91,21 @@ impl Host {
         lock(&self.books).oldest_idle(kept).map(|(since, _)| since)
     }
 
-    /// Closes its longest idle connection beyond the minimum, if more are idle in the pool than its limit
-    /// allows.
-    pub(crate) fn shed_idle(self: &Arc<Self>) {
+    /// Idle connections that do not count, and since when the longest idle one is that does.
+    pub(crate) fn idle_beyond(&self) -> (usize, Option<Instant>) {
+        let books = lock(&self.books);
+        let minimum = books.minimum();
+        let oldest = books.oldest_idle(minimum).map(|(since, _)| since);
+        (books.kept_idle(minimum), oldest)
+    }
+
+    /// Closes its longest idle connection beyond the minimum, if more than `most` are idle in the pool.
+    pub(crate) fn shed_idle(self: &Arc<Self>, most: usize) {
         let (idle, shared) = {
             let mut books = lock(&self.books);
             match books.oldest_idle(books.minimum()) {
                 Some((_, Some(conn))) => (None, Some(conn)),
-                Some((_, None)) if self.shared.try_shed() => {
+                Some((_, None)) if self.shared.try_shed(most) => {
                     (Some(books.state.idle.remove(0)), None)
                 }
                 _ => (None, None),
@@ -98,13 +114,9 @@ impl Host {
         if let Some(Idle { conn, .. }) = idle {
             self.clone().close(conn, CloseReason::IdleLimit);
         }
-        if let Some(conn) = shared.filter(|_| self.shared.has_too_many_idle()) {
+        if let Some(conn) = shared.filter(|_| self.shared.idle() > most) {
             self.retire_idle(&conn, CloseReason::IdleLimit);
         }
-    }
-
-    pub(crate) fn minimum(&self) -> Minimum {
-        lock(&self.books).minimum()
     }
 
     /// Closes everything idle.
