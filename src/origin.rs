@@ -260,10 +260,12 @@ fn parse_port(text: &str) -> Result<u16, Error> {
         .flatten()
         .filter(|port| *port != 0)
         .ok_or_else(|| {
-            Error::invalid(format!(
-                "URL port `{}` is not between 1 and 65535",
-                escape_peer_text(text.as_bytes())
-            ))
+            // Anything but digits may be a part of a password.
+            if text.bytes().all(|b| b.is_ascii_digit()) {
+                Error::invalid(format!("URL port `{text}` is not between 1 and 65535"))
+            } else {
+                Error::invalid("URL port is no number")
+            }
         })
 }
 

@@ -201,11 +201,15 @@ async fn body_that_does_not_end_behind_its_last_event_is_not_waited_for_long() {
         Pause(60_000),
     ];
     for protocols in BOTH {
-        let stream = events(&peer(protocols, STEPS), protocols).await;
+        let sim = peer(protocols, STEPS);
+        let pool = sim.pool(|pool| pool);
+        let client = sim::client(&pool, protocols);
         let start = tokio::time::Instant::now();
-        let (all, error) = collect(&mut stream.until("[DONE]")).await;
+        let mut stream = ask(&client).await.events().unwrap().until("[DONE]");
+        let (all, error) = collect(&mut stream).await;
         assert!(all.is_empty() && error.is_none());
         assert_eq!(start.elapsed().as_millis() / 10, 5);
+        assert_eq!(pool.stats().active, 0, "it holds nothing any more");
     }
 }
 
@@ -368,7 +372,7 @@ async fn event_without_an_end_is_refused_at_its_bound() {
 }
 
 /// Comments that never end, each there as soon as it is asked for.
-struct Chatter(bool);
+struct Chatter(bool, &'static [u8]);
 
 impl AsyncRead for Chatter {
     fn poll_read(
@@ -378,8 +382,8 @@ impl AsyncRead for Chatter {
     ) -> Poll<std::io::Result<()>> {
         let turn = ready!(poll_proceed(cx));
         if self.0 {
-            while buf.remaining() >= 2 {
-                buf.put_slice(b":\n");
+            while buf.remaining() >= self.1.len() {
+                buf.put_slice(self.1);
             }
         } else {
             buf.put_slice(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n");
@@ -408,24 +412,33 @@ impl AsyncWrite for Chatter {
     }
 }
 
-struct Chatters;
+struct Chatters(&'static [u8]);
 
 impl Dial for Chatters {
     fn dial(&self, _: DialTarget) -> BoxFuture<'static, std::io::Result<Transport>> {
-        Box::pin(std::future::ready(Ok(Transport::custom(Chatter(false)))))
+        Box::pin(std::future::ready(Ok(Transport::custom(Chatter(
+            false, self.0,
+        )))))
     }
 }
 
 #[tokio::test]
-async fn comments_without_a_pause_do_not_put_the_event_timeout_off() {
-    let pool = firstbyte::ConnectionPool::builder().dialer(Chatters);
-    let pool = pool.build().unwrap();
-    let client = pool.client_builder("http://127.0.0.1");
-    let client = client.protocols(Protocols::Http1).build().unwrap();
-    let events = ask(&client).await.events().unwrap();
-    let mut events = events.event_timeout(millis(100));
-    let next = tokio::spawn(async move { events.next().await });
-    let next = tokio::time::timeout(millis(20_000), next);
-    let error = next.await.expect("in time").unwrap().unwrap().unwrap_err();
-    assert!(error.is_timeout(), "{error}");
+async fn what_is_no_event_and_has_no_pause_does_not_put_the_event_timeout_off() {
+    for text in [&b":\n"[..], b"\n", b"id: 1\n", b"x\n"] {
+        let pool = firstbyte::ConnectionPool::builder().dialer(Chatters(text));
+        let pool = pool.build().unwrap();
+        let client = pool.client_builder("http://127.0.0.1");
+        let client = client.protocols(Protocols::Http1).build().unwrap();
+        let events = ask(&client).await.events().unwrap();
+        let mut events = events.event_timeout(millis(100));
+        let next = tokio::spawn(async move {
+            let next = events.next().await;
+            (next, events)
+        });
+        let next = tokio::time::timeout(millis(20_000), next);
+        let (next, _events) = next.await.expect("in time").unwrap();
+        let error = next.unwrap().unwrap_err();
+        assert!(error.is_timeout(), "{error}");
+        assert_eq!(pool.stats().active, 0, "it holds nothing any more");
+    }
 }

@@ -276,11 +276,27 @@ async fn key_that_is_no_header_is_a_mistake_without_the_key() {
     let client = pool.client_builder("http://a.test");
     let error = client.bearer_auth("").build().unwrap_err();
     assert!(error.to_string().contains("token is empty"), "{error}");
-    let url = "//user:SECRET@a.test/v1?key=SECRET";
-    let error = pool.client_builder(url).build().unwrap_err();
+    for url in [
+        "//user:SECRET@a.test/v1?key=SECRET",
+        "https://user:SECRET#1@a.test/",
+        "https://user:SECRET/1@a.test/",
+        "https://user:SECRET?1@a.test/",
+        "https://a.test:99999/?key=SECRET",
+    ] {
+        let error = pool.client_builder(url).build().unwrap_err();
+        assert!(!format!("{error} {error:?}").contains("SECRET"), "{error}");
+        if let Ok(request) = http::Request::get(url).body(firstbyte::Body::empty()) {
+            let error = pool.send(request).await.unwrap_err();
+            assert!(!format!("{error} {error:?}").contains("SECRET"), "{error}");
+        }
+    }
+    let error = pool
+        .client_builder("a.test/v1?key=SECRET")
+        .build()
+        .unwrap_err();
     let said = format!("{error} {error:?}");
     assert!(
-        said.contains("`a.test/v1`") && !said.contains("SECRET"),
+        said.contains("`a.test/v1...`") && !said.contains("SECRET"),
         "{said}"
     );
     let pool = ConnectionPool::builder().connect_timeout(Duration::ZERO);

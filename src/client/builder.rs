@@ -334,10 +334,13 @@ impl ClientBuilder {
 
 /// What of a URL that may not even parse can be printed.
 fn without_secrets(url: &str) -> String {
-    let end = url.find(['?', '#']).unwrap_or(url.len());
-    let shown = &url[..end];
-    let shown = shown.rsplit_once('@').map_or(shown, |(_, rest)| rest);
-    escape_peer_text(shown.as_bytes())
+    // Where user info ends nobody knows then.
+    let end = match url.contains('@') {
+        true => url.find("://").map_or(0, |at| at + 3),
+        false => url.find(['?', '#']).unwrap_or(url.len()),
+    };
+    let cut = if end < url.len() { "..." } else { "" };
+    escape_peer_text(url[..end].as_bytes()) + cut
 }
 
 /// A minimum for a protocol that is never spoken would do nothing.

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http_body::Body as _;
+use tokio::task::coop::has_budget_remaining;
 use tokio::time::{Sleep, sleep};
 
 use crate::clock::now;
@@ -232,7 +233,11 @@ impl EventStream {
                     return Poll::Ready(Some(Err(self.fail(error))));
                 }
                 Poll::Pending => {
-                    ready!(self.poll_alarm(cx));
+                    // What makes no event had the turn, and the timer does not get any of it either.
+                    let is_cut_short = !has_budget_remaining();
+                    if !(is_cut_short && self.is_out_of_time()) {
+                        ready!(self.poll_alarm(cx));
+                    }
                     return Poll::Ready(Some(Err(self.out_of_time())));
                 }
             }
@@ -267,6 +272,12 @@ impl EventStream {
         let left = limit.saturating_sub(self.waited);
         let alarm = self.alarm.get_or_insert_with(|| Box::pin(sleep(left)));
         alarm.as_mut().poll(cx)
+    }
+
+    fn is_out_of_time(&self) -> bool {
+        let waits = |since: Instant| now().saturating_duration_since(since);
+        let waited = self.waited + self.waits_since.map_or(Duration::ZERO, waits);
+        self.patience.is_some_and(|limit| waited >= limit)
     }
 
     fn out_of_time(&mut self) -> Error {
@@ -317,13 +328,15 @@ impl EventStream {
                 break;
             }
         }
+        // What it runs over is free for others, whoever holds this.
+        self.body.call.finish();
         self.state = State::Ended;
         Poll::Ready(())
     }
 
     fn fail(&mut self, error: Error) -> Error {
         self.state = State::Ended;
-        self.body.call.describe(error)
+        self.body.call.fail(error)
     }
 }
 
