@@ -367,6 +367,15 @@ impl Dial for Panics {
 
 struct PanickingIo(Box<dyn firstbyte::io::Io>, &'static str);
 
+impl Drop for PanickingIo {
+    fn drop(&mut self) {
+        assert!(
+            self.1 != "drop" || std::thread::panicking(),
+            "the transport panics"
+        );
+    }
+}
+
 impl tokio::io::AsyncRead for PanickingIo {
     fn poll_read(
         mut self: std::pin::Pin<&mut Self>,
@@ -408,7 +417,7 @@ impl tokio::io::AsyncWrite for PanickingIo {
 #[tokio::test(start_paused = true)]
 async fn panic_of_the_callers_code_costs_its_connection_and_nothing_else() {
     for protocols in BOTH {
-        for place in ["dial", "read", "write", "flush", "shutdown", "body"] {
+        for place in ["dial", "read", "write", "flush", "shutdown", "drop", "body"] {
             let sim = if protocols == Protocols::Http1 {
                 Sim::http1(|conn, _| slow_h1(conn))
             } else {
@@ -445,7 +454,7 @@ async fn panic_of_the_callers_code_costs_its_connection_and_nothing_else() {
                 sleep(millis(400_000)).await;
                 assert_eq!((pool.stats().open, sim.live()), (0, 0), "{case}");
             };
-            if place == "shutdown" {
+            if matches!(place, "shutdown" | "drop") {
                 // One more beside it, which must not go with it.
                 tokio::join!(call(client.clone(), false), call(client.clone(), false));
                 is_expired().await;

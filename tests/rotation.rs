@@ -472,3 +472,23 @@ async fn successor_has_room_under_the_idle_limit_and_is_dialled_once() {
         }
     }
 }
+
+/// Nothing takes the place of what is not HTTP any more.
+#[tokio::test(start_paused = true)]
+async fn upgraded_connection_gets_no_successor() {
+    let sim = Sim::http1(|mut conn, _| async move {
+        conn.read_head().await;
+        conn.send("HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n")
+            .await;
+        conn.closed_by_client().await;
+    });
+    let pool = sim.pool(|pool| pool.limits(Limits::default().max_lifetime(millis(10_000))));
+    let client = sim::client(&pool, Protocols::Http1);
+    let request = client.get("/").header("connection", "upgrade");
+    let upgraded = request.header("upgrade", "x").send().await.unwrap();
+    let upgraded = upgraded.upgrade().unwrap();
+    sleep(millis(600_000)).await;
+    assert_eq!((sim.dials(), sim.live()), (1, 1));
+    drop(upgraded);
+    eventually("it is closed", || pool.stats().open == 0).await;
+}

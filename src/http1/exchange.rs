@@ -208,10 +208,12 @@ impl<S: Carrier> Http1<S> {
             // Perhaps it was the transport that panicked; a second panic would end the process.
             return;
         }
-        let mut cx = Context::from_waker(std::task::Waker::noop());
         // Whoever closes it, the pool's own task above all, has other things to do if a transport of the user's panics.
-        let shutdown = AssertUnwindSafe(|| Pin::new(&mut self.io).poll_shutdown(&mut cx));
-        let _panicked = catch_unwind(shutdown);
+        let _panicked = catch_unwind(AssertUnwindSafe(move || {
+            let mut cx = Context::from_waker(std::task::Waker::noop());
+            let _ = Pin::new(&mut self.io).poll_shutdown(&mut cx);
+            drop(self);
+        }));
     }
 
     /// The stream, what was read of the next protocol (RFC 9110 §7.8), and who looks after the socket.

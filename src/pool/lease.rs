@@ -416,6 +416,8 @@ impl H1Lease {
     pub(crate) fn into_upgraded(mut self) -> UpgradedParts {
         let (conn, home) = self.held.take().expect("taken only by value");
         let conn = *conn;
+        // It takes no more requests, and gets no successor.
+        let _ = conn.tenure.over.set(CloseReason::Upgraded);
         home.clone().upgraded();
         let (mut stream, left_over, attendant) = conn.http1.into_parts();
         stream.write_through();

@@ -190,7 +190,8 @@ impl Host {
         let (host, _) = self.plan.target();
         let gone: Vec<_> = {
             let books = lock(&self.books);
-            let lives = books.live.iter().filter(|live| live.renewal.is_none());
+            let is_free = |live: &&Live| live.renewal.is_none() && live.tenure.over.get().is_none();
+            let lives = books.live.iter().filter(is_free);
             lives
                 .filter_map(|live| Some((live.id, live.info.dialled_ip()?, live.tenure.clone())))
                 .collect()
