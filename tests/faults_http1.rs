@@ -543,7 +543,8 @@ async fn response_before_any_request_is_not_its_answer() {
         });
         let pool = sim.pool(|pool| pool);
         let client = sim::client(&pool, Protocols::Http1);
-        client.warm(1).await.unwrap().into_result().unwrap();
+        let warmed = client.warm(1).await.unwrap();
+        assert_eq!((warmed.ready(), warmed.error.is_some()), (0, true));
         let (body, how) = text(&client).await;
         assert_eq!((&*body, how), ("ok", ConnectionUse::New), "{early:?}");
         assert_eq!(pool.stats().closed[&CloseReason::UnsolicitedBytes], 1);
@@ -1426,6 +1427,35 @@ impl http_body::Body for Unending {
     fn size_hint(&self) -> http_body::SizeHint {
         http_body::SizeHint::with_exact(self.0.as_ref().map_or(0, Bytes::len) as u64)
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn server_of_http10_gets_no_chunks() {
+    let sim = Sim::http1(|mut conn, _| async move {
+        while let head = conn.read_head().await
+            && !head.is_empty()
+        {
+            assert!(!head.contains("chunked"), "{head}");
+            let length = if head.contains("content-length: 5") {
+                5
+            } else {
+                0
+            };
+            conn.read_body(length).await;
+            let answer = "HTTP/1.0 200 OK\r\nconnection: keep-alive\r\ncontent-length: 2\r\n\r\nok";
+            conn.send(answer).await;
+        }
+    });
+    let pool = sim.pool(|pool| pool);
+    let client = sim::client(&pool, Protocols::Http1);
+    assert_eq!(text(&client).await.0, "ok");
+    let endless = Body::wrap(Endless(Bytes::from_static(b"0123456789")));
+    let error = client.post("/").body(endless).send().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
+    assert_eq!(error.replay_safety(), ReplaySafety::NotSent);
+    let mut response = client.post("/").body("hello").send().await.unwrap();
+    assert_eq!(response.text().await.unwrap(), "ok");
+    assert_eq!(response.connection_use(), ConnectionUse::Idle);
 }
 
 #[tokio::test(start_paused = true)]

@@ -6,6 +6,7 @@ mod support;
 use common::{BOTH, World, eventually, in_time, join_all};
 use firstbyte::{CloseReason, Limits, Protocols};
 use support::gate::Gate;
+use support::h2_peer::{code, kind};
 use support::server::Reply;
 use support::sim::{self, Sim};
 
@@ -171,4 +172,27 @@ async fn call_whose_retry_gets_no_connection_is_counted_by_the_one_it_had() {
         (stats.total_requests, stats.retries, stats.unserved),
         (2, 1, 1)
     );
+}
+
+/// A call that waited for a dial saved nothing, though its second attempt found the connection there.
+#[tokio::test(start_paused = true)]
+async fn retry_over_the_connection_that_was_dialled_for_it_is_no_reuse() {
+    let sim = Sim::http2(|mut conn, _| async move {
+        conn.handshake(&[]).await;
+        let refused = conn.read_headers().await.stream;
+        conn.rst(refused, code::REFUSED_STREAM).await;
+        while let Some(head) = conn.read_kind(kind::HEADERS).await {
+            conn.headers(head.stream, &[(":status", "200")], true).await;
+        }
+    });
+    let pool = sim.pool(|pool| pool);
+    let client = sim::client(&pool, sim::plain(Protocols::Http2));
+    let response = client.get("/").send().await.unwrap();
+    assert_eq!((response.metrics().attempts, sim.dials()), (2, 1));
+    let stats = pool.stats();
+    assert_eq!((stats.total_requests, stats.retries), (1, 1));
+    assert_eq!(stats.connections_reused, 0);
+    assert_eq!(stats.network_overhead_reduction_ms, 0.0);
+    client.get("/").send().await.unwrap();
+    assert_eq!(pool.stats().connections_reused, 1);
 }

@@ -251,8 +251,18 @@ impl Sending<'_> {
         let call = self.call();
         if let Some(info) = call.connection.take() {
             let how = call.recorder.connection_use();
-            self.earlier = how.map(|how| (info, how));
+            let earlier = how.map(|how| (info, how));
+            // The one that was waited for stands for the whole call.
+            if self.paid().is_none() {
+                self.earlier = earlier;
+            }
         }
+    }
+
+    /// The connection of an earlier attempt that waited for it to be set up.
+    fn paid(&self) -> Option<(&ConnectionInfo, ConnectionUse)> {
+        let (info, how) = self.earlier.as_ref()?;
+        (!how.is_reused()).then_some((info, *how))
     }
 
     /// Counts the call, once.
@@ -265,14 +275,16 @@ impl Sending<'_> {
         let counters = self.counters.into_iter().flatten();
         let current = call.connection.as_ref().zip(recorder.connection_use());
         let earlier = || self.earlier.as_ref().map(|(info, how)| (info, *how));
-        let Some((info, how)) = current.or_else(earlier) else {
+        let paid = self.paid();
+        let Some((info, how)) = paid.or(current).or_else(earlier) else {
             counters.for_each(Counters::unserved);
             return;
         };
+        let has_waited = paid.is_some() || recorder.has_waited_for_dns();
         let served = Served {
             how,
             secure: self.secure,
-            waited_for_query: recorder.has_waited_for_dns() && info.trace().has_queried_dns(),
+            waited_for_query: has_waited && info.trace().has_queried_dns(),
             setup_cost: info.setup_cost(),
             attempts: recorder.attempts(),
         };

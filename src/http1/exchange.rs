@@ -88,6 +88,8 @@ pub(crate) struct Http1<S> {
     buffer: BytesMut,
     state: State,
     keep_alive: Result<(), CloseReason>,
+    /// Of the version that the last response had.
+    is_http10: bool,
     announced: KeepAlive,
     limits: HeadLimits,
     /// The other end is a proxy that forwards.
@@ -113,6 +115,7 @@ impl<S: Carrier> Http1<S> {
             buffer: BytesMut::new(),
             state: State::Idle,
             keep_alive: Ok(()),
+            is_http10: false,
             announced: KeepAlive::default(),
             limits: HeadLimits::DEFAULT,
         }
@@ -228,7 +231,7 @@ impl<S: Carrier> Http1<S> {
     /// unusable.
     ///
     /// # Errors
-    /// Kind ConnectionLost, Protocol, TooLarge or Body; the replay safety says what is known.
+    /// Kind ConnectionLost, Protocol, TooLarge, Body or Unsupported; the replay safety says what is known.
     pub(crate) async fn exchange(
         &mut self,
         request: &RequestHead<'_>,
@@ -238,10 +241,17 @@ impl<S: Carrier> Http1<S> {
         traffic: &Traffic,
         recorder: &mut RequestRecorder,
     ) -> Result<ResponseHead, Error> {
+        let mut upload = Upload::new(request, length, body, self.forward.as_ref());
+        if self.is_http10 && upload.total().is_none() {
+            // It would take the chunks for what comes next (RFC 9112 §6.1).
+            let message = "the server speaks HTTP/1.0, which has no chunked coding: \
+                           the request's body needs a length";
+            let error = Error::new(ErrorKind::Unsupported, message).at(Phase::Send);
+            return Err(error.with_replay(ReplaySafety::NotSent));
+        }
         self.state = State::Busy;
         self.is_open = true;
         self.keep_alive = Ok(());
-        let mut upload = Upload::new(request, length, body, self.forward.as_ref());
         upload.is_expecting = expect.is_some() && !upload.is_empty();
         let mut exchange = Exchange {
             method: request.method,
@@ -285,6 +295,7 @@ impl<S: Carrier> Http1<S> {
                 return Err(error);
             }
         };
+        self.is_http10 = head.is_http10;
         self.announced = if head.speaks_of.keep_alive {
             KeepAlive::parse(&head.headers)
         } else {

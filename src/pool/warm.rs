@@ -100,7 +100,10 @@ impl WarmReport {
             self.error = Some(
                 Error::new(
                     ErrorKind::Limit,
-                    format!("{lost} connection(s) could not be kept: max_keepalive_connections"),
+                    format!(
+                        "{lost} connection(s) could not be kept: the peer has ended them, or \
+                         max_keepalive_connections did"
+                    ),
                 )
                 .at(Phase::Queue)
                 .with_origin(host.plan.origin_text.clone()),

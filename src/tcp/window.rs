@@ -15,8 +15,8 @@ impl AttendUpload for SocketWatch {
     fn path(&self) -> Option<PathFacts> {
         let info = self.info()?;
         Some(PathFacts {
-            // Our SYN counts as one byte.
-            acknowledged: info.bytes_acked?.saturating_sub(1),
+            // Our SYN counts as one byte; where nothing does, nothing is counted (gVisor has zeroes).
+            acknowledged: info.bytes_acked?.checked_sub(1)?,
             min_rtt: info.min_rtt,
         })
     }
