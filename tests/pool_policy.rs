@@ -6,9 +6,11 @@ mod support;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::task::Poll;
 use std::time::Duration;
 
 use common::{BOTH, eventually, join_all};
+use firstbyte::io::{BoxFuture, Dial, DialTarget, Transport};
 use firstbyte::{
     Client, CloseReason, ConnectionUse, ErrorKind, Limits, Phase, Protocols, ReplaySafety, Timeouts,
 };
@@ -1069,4 +1071,114 @@ async fn spare_connection_costs_no_other_its_place_and_is_not_dialled_in_vain() 
         }
         assert!(sim.dials() <= 2, "keep {keep}: {}", sim.dials());
     }
+}
+
+/// A connection that is found closed right after it was handed to somebody in line.
+struct Fickle(Box<dyn firstbyte::io::Io>, bool, usize);
+
+impl tokio::io::AsyncRead for Fickle {
+    fn poll_read(
+        mut self: std::pin::Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+        buf: &mut tokio::io::ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        // At its check-in there was nothing yet.
+        if self.1 && self.2 > 0 {
+            return Poll::Ready(Ok(()));
+        }
+        let read = std::pin::Pin::new(&mut self.0).poll_read(cx, buf);
+        self.2 += usize::from(self.1 && read.is_pending());
+        self.1 |= read.is_ready();
+        read
+    }
+}
+
+impl tokio::io::AsyncWrite for Fickle {
+    fn poll_write(
+        mut self: std::pin::Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+        buf: &[u8],
+    ) -> Poll<std::io::Result<usize>> {
+        std::pin::Pin::new(&mut self.0).poll_write(cx, buf)
+    }
+
+    fn poll_flush(
+        mut self: std::pin::Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        std::pin::Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(
+        mut self: std::pin::Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        std::pin::Pin::new(&mut self.0).poll_shutdown(cx)
+    }
+}
+
+#[derive(Clone)]
+struct FickleFirst(Sim, Arc<AtomicBool>);
+
+impl Dial for FickleFirst {
+    fn dial(&self, target: DialTarget) -> BoxFuture<'static, std::io::Result<Transport>> {
+        let this = self.clone();
+        Box::pin(async move {
+            let transport = this.0.dial(target).await?;
+            let Transport::Custom(io) = transport else {
+                unreachable!()
+            };
+            if this.1.swap(true, Ordering::SeqCst) {
+                return Ok(Transport::custom(io));
+            }
+            Ok(Transport::custom(Fickle(io, false, 0)))
+        })
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn turn_is_not_lost_with_a_connection_that_was_closed_already() {
+    let gate = Gate::new();
+    let paths = Arc::new(Mutex::new(Vec::new()));
+    let sim = Sim::http1({
+        let (held, paths) = (gate.clone(), paths.clone());
+        move |mut conn, index| {
+            let (held, paths) = (held.waiter(), paths.clone());
+            async move {
+                loop {
+                    let head = conn.read_head().await;
+                    let Some(path) = head.split(' ').nth(1) else {
+                        return;
+                    };
+                    paths.lock().unwrap().push(path.to_owned());
+                    if index == 0 {
+                        held.clone().opened().await;
+                    }
+                    conn.send("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+                        .await;
+                }
+            }
+        }
+    });
+    let limits = Limits::default().max_connections(1).max_waiting(2);
+    let pool = firstbyte::ConnectionPool::builder()
+        .dialer(FickleFirst(sim.clone(), Arc::default()))
+        .resolve_to(sim::HOST, [[127, 0, 0, 1].into()])
+        .limits(limits)
+        .build()
+        .unwrap();
+    let client = sim::client(&pool, Protocols::Http1);
+    let mut running = Vec::new();
+    for path in ["/a", "/b", "/c"] {
+        let request = client.get(path).send();
+        running.push(tokio::spawn(async move { request.await.map(drop) }));
+        sleep(millis(1)).await;
+    }
+    assert_eq!(pool.stats().waiting, 2);
+    gate.open();
+    for running in running {
+        running.await.unwrap().unwrap();
+    }
+    assert_eq!(*paths.lock().unwrap(), ["/a", "/b", "/c"]);
+    assert_eq!((sim.dials(), pool.stats().limit_hits), (2, 2));
 }

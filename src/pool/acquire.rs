@@ -48,9 +48,20 @@ pub(crate) fn acquire(
     recorder: &mut RequestRecorder,
     at: Instant,
 ) -> Result<Found, Error> {
+    look(find, early, None, recorder, at)
+}
+
+/// With a `turn` for one who had waited since then.
+fn look(
+    find: impl Fn() -> Result<Arc<Host>, Error>,
+    early: bool,
+    turn: Option<Instant>,
+    recorder: &mut RequestRecorder,
+    at: Instant,
+) -> Result<Found, Error> {
     let mut at = at;
     loop {
-        match find()?.checkout(early, at)? {
+        match find()?.checkout(early, turn, at)? {
             Checkout::Gone => {}
             Checkout::Lease(mut lease, how) => {
                 let Err(why) = probe(&mut lease) else {
@@ -78,6 +89,7 @@ pub(crate) async fn wait_for(
     limits: WaitLimits,
 ) -> Result<Lease, Error> {
     loop {
+        let turn = Some(place.patient_since);
         let mut grant = wait(place, recorder, limits).await?;
         // What comes straight from its dial still holds the end of the handshake back, so that it
         // leaves with the request.
@@ -88,8 +100,10 @@ pub(crate) async fn wait_for(
         let Err(why) = probed else {
             return Ok(acquired(grant.lease, grant.how, grant.dial, recorder));
         };
+        // In line before the place of the dead one comes free: it is ours.
+        let found = look(&find, early, turn, recorder, now());
         grant.lease.close(why);
-        place = match acquire(&find, early, recorder, now())? {
+        place = match found? {
             Found::Lease(lease) => return Ok(lease),
             Found::Nothing(place) => place,
         };
@@ -167,7 +181,7 @@ async fn dial_fresh(
 /// Takes a lease on a warm connection, as [`acquire`] does when it need not wait, and gives it back. False
 /// if there was none. `at` is now, as in a request, which has read its clock already.
 pub(crate) fn check_out(host: Arc<Host>, at: Instant) -> Result<bool, Error> {
-    match host.checkout(false, at)? {
+    match host.checkout(false, None, at)? {
         Checkout::Lease(mut lease, _) => {
             let probed = probe(&mut lease);
             match probed {
@@ -214,7 +228,7 @@ async fn wait(
     };
     loop {
         let (cover, dial) = place.standing().unwrap_or_default();
-        let alarm = Alarm::next(since, cover.since, limits);
+        let alarm = Alarm::next(place.patient_since, cover.since, limits);
         let outcome = tokio::select! {
             biased;
             outcome = &mut place.receiver => outcome,

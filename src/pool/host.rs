@@ -230,11 +230,16 @@ impl Host {
     }
 
     /// A connection or stream at once, or a place in line; `early` says that the request may travel
-    /// as early data.
+    /// as early data. It has had its `turn` if it has waited already, since that instant, and what it got did not last.
     ///
     /// # Errors
     /// PoolClosed; Limit when `max_waiting` wait already.
-    pub(crate) fn checkout(self: Arc<Self>, early: bool, at: Instant) -> Result<Checkout, Error> {
+    pub(crate) fn checkout(
+        self: Arc<Self>,
+        early: bool,
+        turn: Option<Instant>,
+        at: Instant,
+    ) -> Result<Checkout, Error> {
         if let Some(name_use) = &self.name_use {
             name_use.mark();
         }
@@ -250,7 +255,7 @@ impl Host {
             books.requests += 1;
             let state = &mut books.state;
             state.last_used = at;
-            if state.line.is_empty() {
+            if turn.is_some() || state.line.is_empty() {
                 if let Some(idle) = state.take_idle() {
                     drop(books);
                     self.shared.less_idle();
@@ -283,7 +288,7 @@ impl Host {
                     return Ok(Checkout::Lease(Lease::H2(lease), how));
                 }
             }
-            if !self.shared.try_wait() {
+            if !self.shared.try_wait(turn.is_some()) {
                 drop(books);
                 self.shared.counters.limit_hit();
                 let waiting = self.shared.waiting.load(Ordering::SeqCst);
@@ -295,7 +300,10 @@ impl Host {
                 .with_origin(self.plan.origin_text.clone()));
             }
             let (sender, receiver) = oneshot::channel();
-            let ticket = state.enqueue(sender, early, at);
+            let ticket = match turn {
+                Some(since) => state.enqueue_again(sender, early, since, at),
+                None => state.enqueue(sender, early, at),
+            };
             self.waiting.fetch_add(1, Ordering::SeqCst);
             fence(Ordering::SeqCst);
             (ticket, receiver)
@@ -305,6 +313,7 @@ impl Host {
             ticket,
             receiver,
             since: at,
+            patient_since: turn.unwrap_or(at),
             waits_for: None,
         };
         self.drive();
@@ -316,7 +325,9 @@ impl Host {
                 place.waits_for = Some(WaitCause::Dial);
             } else {
                 place.waits_for = Some(WaitCause::Limit);
-                self.shared.counters.limit_hit();
+                if turn.is_none() {
+                    self.shared.counters.limit_hit();
+                }
             }
         }
         Ok(Checkout::Line(place))
@@ -788,6 +799,8 @@ pub(crate) struct Place {
     ticket: Ticket,
     pub(crate) receiver: oneshot::Receiver<Outcome>,
     pub(crate) since: Instant,
+    /// Since when its request has waited, which may be longer.
+    pub(crate) patient_since: Instant,
     /// What it waits for as long as no dial runs for it; `None` for nothing but ourselves.
     pub(crate) waits_for: Option<WaitCause>,
 }

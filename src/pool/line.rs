@@ -12,7 +12,9 @@ pub(crate) struct Ticket(u64);
 #[derive(Debug)]
 pub(crate) struct Line<W> {
     places: VecDeque<Place<W>>,
+    /// Tickets rise from the middle, and fall from it for those who come to the front.
     next: u64,
+    front: u64,
     len: usize,
     /// Who stands before this ticket is marked.
     mark: u64,
@@ -29,7 +31,8 @@ impl<W> Default for Line<W> {
     fn default() -> Self {
         Self {
             places: VecDeque::new(),
-            next: 0,
+            next: Self::MIDDLE,
+            front: Self::MIDDLE,
             len: 0,
             mark: 0,
             marked: 0,
@@ -40,6 +43,7 @@ impl<W> Default for Line<W> {
 impl<W> Line<W> {
     /// A burst of waiters should not cost memory for ever, nor one who stands for ever at the front.
     const SPARE_PLACES: usize = 64;
+    const MIDDLE: u64 = 1 << 63;
 
     pub(crate) fn len(&self) -> usize {
         self.len
@@ -63,6 +67,21 @@ impl<W> Line<W> {
         });
         self.len += 1;
         Ticket(ticket)
+    }
+
+    /// Before all others; `newly` is called if it is marked there.
+    pub(crate) fn push_front(&mut self, mut waiter: W, newly: impl FnOnce(&mut W)) -> Ticket {
+        self.front -= 1;
+        if self.front < self.mark {
+            self.marked += 1;
+            newly(&mut waiter);
+        }
+        self.places.push_front(Place {
+            ticket: self.front,
+            waiter: Some(waiter),
+        });
+        self.len += 1;
+        Ticket(self.front)
     }
 
     /// The waiter at the front leaves.
@@ -247,9 +266,14 @@ mod tests {
                             prop_assert!(line.marked <= marked);
                         }
                     }
-                    0 => {
+                    0 if op & 128 == 0 => {
                         let ticket = line.push(n);
                         model.push((ticket, n));
+                        tickets.push(ticket);
+                    }
+                    0 => {
+                        let ticket = line.push_front(n, |n| { marks.insert(*n); });
+                        model.insert(0, (ticket, n));
                         tickets.push(ticket);
                     }
                     1 => {

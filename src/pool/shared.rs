@@ -119,9 +119,10 @@ impl Shared {
             .is_ok()
     }
 
-    /// One more request in line, if the limit allows.
-    pub(crate) fn try_wait(&self) -> bool {
-        let max = self.limits.max_waiting.unwrap_or(usize::MAX);
+    /// One more request in line, if the limit allows, or if it was there before.
+    pub(crate) fn try_wait(&self, again: bool) -> bool {
+        let max = self.limits.max_waiting.filter(|_| !again);
+        let max = max.unwrap_or(usize::MAX);
         self.waiting
             .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| {
                 (n < max).then_some(n + 1)

@@ -247,6 +247,27 @@ impl<I, S: Multiplexed + Clone, W, D> HostState<I, S, W, D> {
         ticket
     }
 
+    /// Gets back to the front of the line: what it was served with did not last, and it has waited since `since`.
+    pub(crate) fn enqueue_again(
+        &mut self,
+        whom: W,
+        early: bool,
+        since: Instant,
+        now: Instant,
+    ) -> Ticket {
+        let waiter = Waiter {
+            whom,
+            since,
+            cover: Cover::default(),
+            early,
+        };
+        let ticket = self
+            .line
+            .push_front(waiter, |waiter| waiter.cover.begin(now));
+        self.cover(now);
+        ticket
+    }
+
     /// When a dial runs or ran for this waiter; `None` once it has left.
     pub(crate) fn cover_of(&self, ticket: Ticket) -> Option<Cover> {
         Some(self.line.get(ticket)?.cover)
