@@ -1182,3 +1182,66 @@ async fn turn_is_not_lost_with_a_connection_that_was_closed_already() {
     assert_eq!(*paths.lock().unwrap(), ["/a", "/b", "/c"]);
     assert_eq!((sim.dials(), pool.stats().limit_hits), (2, 2));
 }
+
+/// What one gives up for somebody who has nothing goes to that one, and not back to its own line.
+#[tokio::test(start_paused = true)]
+async fn place_that_was_given_up_goes_to_who_has_nothing() {
+    let sim = Sim::http1(|mut conn, _| async move {
+        while !conn.read_head().await.is_empty() {
+            sleep(millis(100)).await;
+            conn.send("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+                .await;
+        }
+    });
+    let pool = sim.pool(|pool| pool.limits(Limits::default().max_connections(1)));
+    let busy = sim::client(&pool, Protocols::Http1);
+    let cold = sim::client_of(&pool, sim::OTHERS[0], Protocols::Http1);
+    let done = Arc::new(Mutex::new(Vec::new()));
+    let mut running = Vec::new();
+    for (name, client) in [("a", &busy), ("a2", &busy), ("cold", &cold), ("a3", &busy)] {
+        let (request, done) = (client.get("/").send(), done.clone());
+        running.push(tokio::spawn(async move {
+            request.await.unwrap();
+            done.lock().unwrap().push(name);
+        }));
+        sleep(millis(1)).await;
+    }
+    for running in running {
+        running.await.unwrap();
+    }
+    assert_eq!(*done.lock().unwrap(), ["a", "a2", "cold", "a3"]);
+    assert_eq!(sim.dials(), 3);
+}
+
+/// A connection that is no longer for requests is as good as none.
+#[tokio::test(start_paused = true)]
+async fn origin_whose_only_connection_is_upgraded_is_not_starved_by_a_busy_one() {
+    let sim = Sim::http1(|mut conn, index| async move {
+        while !conn.read_head().await.is_empty() {
+            if index == 0 {
+                let head = "HTTP/1.1 101 x\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n";
+                conn.send(head).await;
+                return conn.closed_by_client().await;
+            }
+            conn.send("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+                .await;
+        }
+    });
+    let pool = sim.pool(|pool| pool.limits(Limits::default().max_connections(2)));
+    let upgraded = sim::client(&pool, Protocols::Http1);
+    let request = upgraded.get("/").header("connection", "upgrade");
+    let held = request.header("upgrade", "x").send().await.unwrap();
+    let _held = held.upgrade().unwrap();
+    let busy = sim::client_of(&pool, sim::OTHERS[0], Protocols::Http1);
+    let busy = tokio::spawn(async move {
+        loop {
+            busy.get("/").send().await.unwrap();
+            sleep(millis(10)).await;
+        }
+    });
+    sleep(millis(1_000)).await;
+    let began = Instant::now();
+    upgraded.get("/").send().await.unwrap();
+    assert!(began.elapsed() < millis(100), "{:?}", began.elapsed());
+    busy.abort();
+}

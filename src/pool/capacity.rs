@@ -92,8 +92,27 @@ impl Capacity {
         blocked.iter().filter_map(starving).min()
     }
 
+    /// Whose turn it is: of those that starve the one that has for longest, or the first in line. A place that was
+    /// given up for somebody who starves must not go back to who gave it up.
     fn next_blocked(&self) -> Option<Weak<dyn Blocked>> {
-        self.with_blocked(VecDeque::pop_front)
+        let blocked = self.with_blocked(|blocked| match blocked.len() {
+            0 | 1 => Err(blocked.pop_front()),
+            _ => Ok(blocked.iter().cloned().collect::<Vec<_>>()),
+        });
+        let blocked = match blocked {
+            Ok(blocked) => blocked,
+            Err(only) => return only,
+        };
+        let since = |who: &Weak<dyn Blocked>| who.upgrade()?.starves_since();
+        let starving = blocked.iter().filter_map(|who| Some((since(who)?, who)));
+        let next = starving.min_by_key(|(since, _)| *since).map(|(_, who)| who);
+        self.with_blocked(|blocked| {
+            let is_next = |who: &Weak<dyn Blocked>| next.is_some_and(|next| next.ptr_eq(who));
+            match blocked.iter().position(is_next) {
+                Some(at) => blocked.remove(at),
+                None => blocked.pop_front(),
+            }
+        })
     }
 
     fn with_blocked<T>(&self, act: impl FnOnce(&mut VecDeque<Weak<dyn Blocked>>) -> T) -> T {
@@ -211,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn released_permit_goes_to_the_first_who_still_needs_it() {
+    fn released_permit_goes_to_who_starves_and_then_to_the_first_who_still_needs_it() {
         let now = Instant::now();
         let capacity = Capacity::new(1);
         let permit = capacity.try_reserve().unwrap();
@@ -232,10 +251,10 @@ mod tests {
         assert!(capacity.has_blocked() && capacity.starves_since() == Some(now));
         drop(permit);
         assert!(capacity.try_reserve().is_none(), "nobody comes before them");
-        assert!(lock(&takers[1].got).is_some() && lock(&takers[2].got).is_none());
-        let second = lock(&takers[1].got).take();
-        drop(second);
-        assert!(lock(&takers[2].got).is_some());
+        assert!(lock(&takers[2].got).is_some() && lock(&takers[1].got).is_none());
+        let starving = lock(&takers[2].got).take();
+        drop(starving);
+        assert!(lock(&takers[1].got).is_some());
         assert_eq!(capacity.open(), 1);
         assert!(!capacity.has_blocked());
     }

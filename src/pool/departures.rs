@@ -84,6 +84,7 @@ impl Host {
 
     fn take_off(self: &Arc<Self>, conn: &Arc<H2Conn>, why: CloseReason) {
         let _ = conn.why.set(why);
+        let _ = conn.tenure.over.set(why);
         // Its task must run to say goodbye.
         conn.handle.open();
         let removed = {

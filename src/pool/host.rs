@@ -787,9 +787,11 @@ impl Blocked for Host {
 
     fn starves_since(&self) -> Option<Instant> {
         let books = lock(&self.books);
-        let state = &books.state;
-        let first = state.line.iter().next()?;
-        (state.open == 0 && state.dials.is_empty()).then_some(first.since)
+        let first = books.state.line.iter().next()?;
+        // What is upgraded, or ends with what it carries, serves nobody.
+        let serves = |live: &Live| live.tenure.over.get().is_none();
+        let has_none = !books.live.iter().any(serves) && books.state.dials.is_empty();
+        has_none.then_some(first.since)
     }
 }
 
