@@ -510,3 +510,29 @@ async fn body_of_a_peer_that_falls_silent_ends_with_an_error_that_says_so() {
     assert_eq!(error.replay_safety(), ReplaySafety::Processed);
     assert!(error.to_string().contains("PING"), "{error}");
 }
+
+/// A request that comes when an earlier one's upload is stuck and nobody waits for it any more.
+#[tokio::test(start_paused = true)]
+async fn request_on_a_connection_that_takes_nothing_is_asked_for_too() {
+    let sim = Sim::http2(|mut conn, index| async move {
+        conn.handshake(&[(4, 16 * 1024 * 1024)]).await;
+        conn.window_update(0, 16 * 1024 * 1024).await;
+        if index > 0 {
+            return conn.closed_by_client().await;
+        }
+        conn.read_headers().await;
+        // It reads nothing more.
+        sleep(millis(600_000)).await;
+    });
+    let pool = sim.pool(|pool| pool);
+    let client = sim::client(&pool, Protocols::Http2PriorKnowledge);
+    client.warm(1).await.unwrap().into_result().unwrap();
+    let post = client.post("/").body(vec![b'x'; 400 * 1024]).send();
+    let given_up = tokio::time::timeout(millis(5_000), post).await;
+    assert!(given_up.is_err());
+    sleep(millis(15_000)).await;
+    let began = Instant::now();
+    let error = client.post("/").send().await.unwrap_err();
+    assert!(began.elapsed() < millis(7_000), "{:?}", began.elapsed());
+    assert!(error.to_string().contains("PING"), "{error}");
+}

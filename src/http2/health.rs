@@ -162,7 +162,9 @@ impl Health {
         if !may_ping || self.pings >= MAX_PINGS {
             return Advice::Wait(None);
         }
-        if is_doubted {
+        // Behind what has no room it would not leave, and h2 reads nothing while it has one to send: a peer that was heard
+        // of would seem silent.
+        if is_doubted && !(is_blocked && now < deadline(heard, SILENCE)) {
             return Advice::Ping;
         }
         if !has_streams {
@@ -216,6 +218,23 @@ mod tests {
         assert_eq!(health.advise(sight(t0, S(3600), S(0))), Advice::Ping);
         let lively = sight(t0, S(3600), S(3599));
         assert_eq!(health.advise(lively), Advice::Wait(Some(t0 + S(3609))));
+    }
+
+    #[test]
+    fn doubt_asks_nobody_who_is_heard_of_while_nothing_can_be_sent() {
+        let t0 = Instant::now();
+        let mut health = Health::new(Some(MS(50)));
+        let doubted = |now, heard, is_blocked| Sight {
+            is_doubted: true,
+            is_blocked,
+            ..sight(t0, S(now), S(heard))
+        };
+        assert_eq!(
+            health.advise(doubted(3, 2, true)),
+            Advice::Wait(Some(t0 + S(12)))
+        );
+        assert_eq!(health.advise(doubted(3, 2, false)), Advice::Ping);
+        assert_eq!(health.advise(doubted(12, 2, true)), Advice::Ping);
     }
 
     #[test]

@@ -104,9 +104,9 @@ pub(crate) struct TapState {
     last_read: AtomicU64,
     /// The last read that brought HEADERS or DATA.
     progress: AtomicU64,
-    /// The last write that had waited for room and got it: the peer's kernel takes what we send.
+    /// When something that had waited for room got it last: the peer's kernel takes what we send.
     moved: AtomicU64,
-    /// The last write found no room.
+    /// What we write waits for room.
     is_blocked: AtomicBool,
     settings_seen: AtomicBool,
     /// Bytes that were written.
@@ -291,8 +291,9 @@ pub(crate) struct Tap<S> {
     owed: Vec<u8>,
     state: Arc<TapState>,
     uncorked: bool,
-    /// The last write found no room.
+    /// The last write, or flush, found no room; and what the socket had taken by then.
     is_blocked: bool,
+    taken: u64,
     empty: EmptyFrames,
     wear: Wear,
 }
@@ -312,6 +313,7 @@ impl<S: Carrier> Tap<S> {
             state: state.clone(),
             uncorked: false,
             is_blocked: false,
+            taken: 0,
             empty: EmptyFrames::default(),
             wear: Wear::default(),
         };
@@ -359,28 +361,35 @@ fn enter(
     false
 }
 
-impl<S> Tap<S> {
+impl<S: Carrier> Tap<S> {
     fn wrote(&mut self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         if let Poll::Ready(Ok(n)) = &written {
             // Nobody else writes it.
             let all = self.state.written() + *n as u64;
             self.state.written.store(all, Ordering::Relaxed);
         }
-        match &written {
-            Poll::Pending if !self.is_blocked => {
-                self.is_blocked = true;
-                self.state.is_blocked.store(true, Ordering::Relaxed);
-            }
-            Poll::Ready(Ok(_)) if self.is_blocked => {
-                self.is_blocked = false;
-                self.state.is_blocked.store(false, Ordering::Relaxed);
-                let at = now().saturating_duration_since(self.state.base);
-                let at = u64::try_from(at.as_nanos()).unwrap_or(u64::MAX);
-                self.state.moved.store(at, Ordering::Relaxed);
-            }
-            Poll::Pending | Poll::Ready(_) => {}
-        }
+        self.look_for_room(written.is_pending());
         written
+    }
+
+    /// Something was written or flushed, or there was no room for it. TLS takes what the socket has no room for: only the
+    /// flush tells.
+    fn look_for_room(&mut self, has_none: bool) {
+        if !has_none && !self.is_blocked {
+            return;
+        }
+        let taken = self.io.bytes_written();
+        let has_moved = self.is_blocked && taken > self.taken;
+        self.taken = taken;
+        self.is_blocked = has_none || self.io.has_unsent();
+        self.state
+            .is_blocked
+            .store(self.is_blocked, Ordering::Relaxed);
+        if has_moved {
+            let at = now().saturating_duration_since(self.state.base);
+            let at = u64::try_from(at.as_nanos()).unwrap_or(u64::MAX);
+            self.state.moved.store(at, Ordering::Relaxed);
+        }
     }
 }
 
@@ -517,7 +526,9 @@ impl<S: Carrier> AsyncWrite for Tap<S> {
             this.io.uncork();
         }
         let mut cx = this.readiness.context(cx);
-        Pin::new(&mut this.io).poll_flush(&mut cx)
+        let flushed = Pin::new(&mut this.io).poll_flush(&mut cx);
+        this.look_for_room(flushed.is_pending());
+        flushed
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -554,6 +565,36 @@ mod tests {
             let taken = std::iter::from_fn(|| slots.try_acquire()).count();
             assert_eq!(taken, 5, "not raised to 7, lowered to 5");
         }
+    }
+
+    /// As over TLS, which takes what the socket has no room for.
+    #[tokio::test(start_paused = true)]
+    async fn flush_tells_that_there_is_no_room_and_that_what_is_written_moves() {
+        use crate::io::Wire;
+        use tokio::io::AsyncReadExt as _;
+
+        let (ours, mut theirs) = tokio::io::duplex(64);
+        let mut wire = Wire::new(ours);
+        wire.uncork();
+        let (mut tap, state) = Tap::new(wire, Arc::new(StreamSlots::new(1)), ledger());
+        state.open();
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        let written = Pin::new(&mut tap).poll_write(&mut cx, &[0; 200]);
+        assert!(written.is_ready() && !state.is_blocked());
+        let mut flush = || Pin::new(&mut tap).poll_flush(&mut cx).is_ready();
+        assert!(!flush() && state.is_blocked());
+        let before = state.moved();
+        let second = Duration::from_secs(1);
+        tokio::time::advance(second).await;
+        assert!(!flush() && state.moved() == before, "nothing moves");
+        theirs.read_exact(&mut [0; 64]).await.unwrap();
+        assert!(!flush() && state.is_blocked());
+        assert_eq!(state.moved(), before + second);
+        for _ in 0..2 {
+            theirs.read_exact(&mut [0; 64]).await.unwrap();
+            flush();
+        }
+        assert!(!state.is_blocked());
     }
 
     #[test]
