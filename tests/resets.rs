@@ -222,3 +222,47 @@ async fn thousands_of_cancelled_streams_with_late_frames_harm_no_other() {
         sim.dials()
     );
 }
+
+/// Whole requests with a body leave nothing behind that h2 would remember in place of what was cancelled.
+#[tokio::test(start_paused = true)]
+async fn cancelled_stream_is_remembered_behind_a_thousand_posts() {
+    in_time(async {
+        let seen = Seen::default();
+        let told = seen.clone();
+        let sim = Sim::http2(move |mut conn, index| {
+            let seen = told.clone();
+            async move {
+                conn.handshake(&[]).await;
+                while let Some(frame) = conn.read_frame().await {
+                    match frame.kind {
+                        kind::HEADERS => {
+                            let is_get = frame.payload[0] == GET;
+                            conn.headers(frame.stream, &[(":status", "200")], false)
+                                .await;
+                            conn.data(frame.stream, "ok", !is_get).await;
+                        }
+                        kind::RST_STREAM => {
+                            seen.reset(index);
+                            if seen.resets() == 1 {
+                                for _ in 0..10 {
+                                    conn.data(frame.stream, "late", false).await;
+                                    sleep(Duration::from_millis(1)).await;
+                                }
+                            }
+                        }
+                        _ => {}
+                    }
+                }
+            }
+        });
+        let (_pool, client) = client(&sim);
+        for _ in 0..1_100 {
+            let mut response = client.post("/").body("x").send().await.unwrap();
+            assert_eq!(response.text().await.unwrap(), "ok");
+        }
+        cancelled(&client).await;
+        sleep(Duration::from_secs(1)).await;
+        assert_eq!((seen.resets(), sim.dials()), (1, 1));
+    })
+    .await;
+}

@@ -108,7 +108,7 @@ impl Http2 {
             }
         }
         hold.is_sent = upload.is_complete() && !is_connect;
-        hold.has_body = !is_empty && !is_connect;
+        hold.handed(upload.sent());
         hold.shared.open();
         Ok(Exchange {
             hold,
@@ -304,6 +304,7 @@ impl<L: Send + 'static> Exchange<L> {
             self.expect = None;
         }
         let polled = self.upload.poll(cx, &self.hold.stream);
+        self.hold.handed(self.upload.sent());
         traffic.body_sent.store(self.upload.sent(), Relaxed);
         traffic.sent.store(self.upload.sent(), Relaxed);
         recorder.emit(RequestEvent::BodySent {

@@ -11,6 +11,7 @@ pub(super) const HEADERS: u8 = 1;
 pub(super) const RST_STREAM: u8 = 3;
 pub(super) const SETTINGS: u8 = 4;
 pub(super) const GOAWAY: u8 = 7;
+pub(super) const WINDOW_UPDATE: u8 = 8;
 pub(super) const CONTINUATION: u8 = 9;
 pub(super) const END_STREAM: u8 = 0x1;
 const END_HEADERS: u8 = 0x4;
@@ -18,6 +19,8 @@ pub(super) const ACK: u8 = 0x1;
 pub(super) const PADDED: u8 = 0x8;
 /// SETTINGS_MAX_CONCURRENT_STREAMS (RFC 9113 §6.5.2).
 pub(super) const MAX_CONCURRENT_STREAMS: u16 = 3;
+/// SETTINGS_INITIAL_WINDOW_SIZE.
+pub(super) const INITIAL_WINDOW_SIZE: u16 = 4;
 /// SETTINGS_MAX_HEADER_LIST_SIZE.
 pub(super) const MAX_HEADER_LIST_SIZE: u16 = 6;
 
@@ -80,6 +83,10 @@ pub(crate) enum Seen<'a> {
     StreamLimit(u32),
     /// A SETTINGS frame says how large a head may be.
     HeaderListLimit(u32),
+    /// A SETTINGS frame says with which window streams begin.
+    InitialWindow(u32),
+    /// The connection's window grows by so much.
+    Window(u32),
     GoAway(GoAway),
     /// A piece of the text behind it.
     GoAwayText(&'a [u8]),
@@ -126,6 +133,7 @@ enum ItemKind {
     /// The length of the padding (RFC 9113 §6.1).
     Padding(FrameHeader),
     Setting,
+    Window,
     GoAway,
     GoAwayText,
 }
@@ -135,6 +143,7 @@ impl ItemKind {
         match self {
             Self::Padding(_) => 1,
             Self::Setting => 6,
+            Self::Window => 4,
             Self::GoAway => 8,
             Self::GoAwayText => 0,
         }
@@ -149,6 +158,7 @@ impl Item {
             }
             SETTINGS if header.flags & ACK == 0 => ItemKind::Setting,
             GOAWAY => ItemKind::GoAway,
+            WINDOW_UPDATE if header.stream == 0 => ItemKind::Window,
             _ => return None,
         };
         Some(Self::new(kind))
@@ -298,10 +308,16 @@ impl Scanner {
                     let value = u32::from_be_bytes([c, d, e, f]);
                     match u16::from_be_bytes([a, b]) {
                         MAX_CONCURRENT_STREAMS => seen(Seen::StreamLimit(value)),
+                        INITIAL_WINDOW_SIZE => seen(Seen::InitialWindow(value)),
                         MAX_HEADER_LIST_SIZE => seen(Seen::HeaderListLimit(value)),
                         _ => {}
                     }
                     item.have = 0;
+                }
+                ItemKind::Window => {
+                    // The top bit is reserved.
+                    seen(Seen::Window(u32::from_be_bytes([a, b, c, d]) & 0x7fff_ffff));
+                    self.item = None;
                 }
                 ItemKind::GoAway => {
                     seen(Seen::GoAway(GoAway {

@@ -25,8 +25,8 @@ pub(super) struct Hold<L: Send + 'static> {
     pub(super) shared: Arc<Shared>,
     /// All of the request has been handed over.
     pub(super) is_sent: bool,
-    /// It has a body, and is no tunnel.
-    pub(super) has_body: bool,
+    /// What h2 was handed of its body.
+    handed: u64,
     /// Bytes that the connection had written when it was opened.
     written_before: u64,
     // `None` only while it is being dropped.
@@ -62,10 +62,18 @@ impl<L: Send + 'static> Hold<L> {
             stream,
             shared,
             is_sent: false,
-            has_body: false,
+            handed: 0,
             written_before,
             lease: Some(lease),
         })
+    }
+
+    /// h2 was handed so much of its body, all in all.
+    pub(super) fn handed(&mut self, bytes: u64) {
+        if bytes > self.handed {
+            self.shared.tap.handed(bytes - self.handed);
+            self.handed = bytes;
+        }
     }
 
     pub(super) fn lease(&self) -> &L {
@@ -124,9 +132,11 @@ impl<L: Send + 'static> Drop for Hold<L> {
                 let mut parts = parts;
                 if let Some(parts) = &mut parts
                     && is_gone
-                    && self.has_body
+                    && self.handed > 0
+                    && self.shared.tap.may_hold(self.handed)
                 {
-                    // A body that h2 still holds, for want of window, would keep the stream open there.
+                    // It would keep the stream open there. Of others no reset is wanted: h2 remembers each of them for a
+                    // while, and only so many.
                     parts.send.send_reset(Reason::NO_ERROR);
                 }
                 drop(parts);

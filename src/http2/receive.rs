@@ -122,6 +122,7 @@ impl<L: Send + 'static> RecvBody<L> {
             return Ok(());
         };
         let polled = upload.poll(cx, &hold.stream);
+        hold.handed(upload.sent());
         recorder.emit(RequestEvent::BodySent {
             bytes: upload.sent(),
             total: upload.total(),

@@ -96,6 +96,9 @@ impl Wear {
 /// Frames that come late, on streams that h2 has forgotten, in the life of a connection: beyond, h2 ends it.
 pub(super) const MAX_LATE_FRAMES: u32 = 100_000;
 
+/// The window that every stream, and the connection, begins with (RFC 9113 §6.9.2).
+const FIRST_WINDOW: u32 = 65_535;
+
 /// What the tap knows, shared with the requests. Written by the connection's task alone; h2's own
 /// lock orders it before the wake of the request that reads it, so relaxed loads suffice.
 #[derive(Debug)]
@@ -119,6 +122,12 @@ pub(crate) struct TapState {
     limit: AtomicU32,
     /// How large the head of a request may be; as large as can be until the peer has said so.
     header_list_limit: AtomicU32,
+    /// The smallest window that streams have begun with.
+    stream_window: AtomicU32,
+    /// What all bodies together may have had of the connection's window so far.
+    granted: AtomicU64,
+    /// What h2 was handed of them.
+    handed: AtomicU64,
     goaway: AtomicBool,
     goaway_last_stream: AtomicU32,
     goaway_code: AtomicU32,
@@ -149,6 +158,9 @@ impl TapState {
             limits_seen: AtomicU32::new(0),
             limit: AtomicU32::new(u32::MAX),
             header_list_limit: AtomicU32::new(u32::MAX),
+            stream_window: AtomicU32::new(FIRST_WINDOW),
+            granted: AtomicU64::new(FIRST_WINDOW.into()),
+            handed: AtomicU64::new(0),
             goaway: AtomicBool::new(false),
             goaway_last_stream: AtomicU32::new(0),
             goaway_code: AtomicU32::new(0),
@@ -234,6 +246,18 @@ impl TapState {
         self.base + Duration::from_nanos(self.progress.load(Ordering::Relaxed))
     }
 
+    /// h2 was handed so much more of a body.
+    pub(super) fn handed(&self, bytes: u64) {
+        self.handed.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Whether h2 may hold some of a body of so many bytes, all of which it was handed, for want of window.
+    pub(super) fn may_hold(&self, body: u64) -> bool {
+        let granted = self.granted.load(Ordering::Relaxed);
+        body > self.stream_window.load(Ordering::Relaxed).into()
+            || self.handed.load(Ordering::Relaxed) > granted
+    }
+
     /// How large the head of a request may be, if the peer has said so.
     pub(super) fn header_list_limit(&self) -> Option<u32> {
         let limit = self.header_list_limit.load(Ordering::Relaxed);
@@ -269,6 +293,12 @@ impl TapState {
             }
             Seen::HeaderListLimit(limit) => {
                 self.header_list_limit.store(limit, Ordering::Relaxed);
+            }
+            Seen::InitialWindow(window) => {
+                self.stream_window.fetch_min(window, Ordering::Relaxed);
+            }
+            Seen::Window(more) => {
+                self.granted.fetch_add(more.into(), Ordering::Relaxed);
             }
             Seen::GoAway(GoAway { last_stream, code }) => {
                 let order = Ordering::Relaxed;

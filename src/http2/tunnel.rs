@@ -123,7 +123,10 @@ impl<L: Send + Unpin + 'static> AsyncWrite for Tunnel<L> {
             Poll::Ready(sent.map(|()| Some(n)).map_err(Failed::H2))
         });
         match ready!(written.unwrap_or(Poll::Ready(Err(Failed::CutOff)))) {
-            Ok(Some(n)) => Poll::Ready(Ok(n)),
+            Ok(Some(n)) => {
+                this.hold.shared.tap.handed(n as u64);
+                Poll::Ready(Ok(n))
+            }
             Ok(None) => Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
             Err(why) => Poll::Ready(Err(this.failed(why))),
         }
