@@ -60,7 +60,7 @@
 //!   more. After bytes that nobody asked for, the origin's HTTP/1.1 connections serve one request each
 //!   for a minute.
 //! * A connection at the end of its term hands over before it ends: its successor is dialled while it
-//!   still serves, so no request waits for the change. The term is [`Limits::max_lifetime`],
+//!   still serves, so no request waits for the change where the limits have room for both. The term is [`Limits::max_lifetime`],
 //!   [`Limits::max_requests_per_connection`], what the server announced (`Keep-Alive: timeout, max`), what
 //!   it taught by closing twice at about the same idle time or number of requests
 //!   ([`ConnectionInfo::limits`]), or its address leaving the DNS answers.
@@ -101,7 +101,8 @@
 //! | `WebSocket::send` | before there was room: nothing was sent; later: the message goes out with what comes next, and never half of it |
 //! | [`Response`], [`ResponseBody`] | HTTP/2: the stream is reset. HTTP/1.1: the rest is read in the background, at most 64 KiB and 50 ms ([`Limits`]), or the connection is closed |
 //! | [`Upgraded`], `WebSocket` | HTTP/1.1: the connection is closed. HTTP/2: the stream is reset unless both ways have ended |
-//! | [`ConnectionPool::warm`], [`ConnectionPool::shutdown`] | the waiting ends, the work does not |
+//! | [`ConnectionPool::warm`] | the waiting ends, the dials that run do not |
+//! | [`ConnectionPool::shutdown`] | the pool stays shut; requests that run are not ended at the deadline |
 //!
 //! A failed attempt is made again only if that is safe ([`RetryPolicy::Rfc`]); otherwise the error
 //! says what is known ([`Error::replay_safety`]).

@@ -1239,3 +1239,22 @@ async fn stream_that_is_closed_ends_both_ways_and_is_not_reset() {
         [(kind::DATA, 8, false), (kind::DATA, 0, true)]
     );
 }
+
+/// Whoever of the two halves is told of it first.
+#[tokio::test(start_paused = true)]
+async fn closing_that_took_too_long_is_no_clean_end_for_the_receiver() {
+    let world = World::new(b"", |peer| async move {
+        let _reads_nothing = peer;
+        std::future::pending::<()>().await;
+    });
+    let socket = world.websocket().close_timeout(seconds(3));
+    let (mut sender, mut receiver) = socket.connect().await.unwrap().split();
+    // The way out is full.
+    let stuck = tokio::time::timeout(seconds(1), sender.send(vec![0; 4 << 20])).await;
+    assert!(stuck.is_err());
+    let (closed, next) = tokio::join!(biased; sender.close(1000, ""), receiver.next());
+    assert_eq!(closed.unwrap_err().kind(), ErrorKind::Timeout);
+    let error = next.expect("no clean end").unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Timeout, "{error}");
+    assert!(receiver.next().await.is_none());
+}

@@ -183,7 +183,7 @@ impl ConnectionPool {
 
     /// Makes `n` requests at once to an origin possible without waiting for a connection: TLS,
     /// ALPN and HTTP/2 SETTINGS are done, no request is sent. HTTP/1.1 needs `n` connections,
-    /// HTTP/2 one.
+    /// HTTP/2 one, as long as the peer allows that many streams.
     ///
     /// Dropping the future stops waiting; dials that were started finish.
     ///
@@ -248,7 +248,7 @@ impl ConnectionPool {
     /// nobody reads keeps its connection until it is polled or dropped, and upgraded ones are their
     /// callers' own. Returns how many connections are still open.
     ///
-    /// Dropping the future stops waiting; the pool stays shut.
+    /// Dropping the future stops waiting, and ends nothing at the deadline; the pool stays shut.
     pub async fn shutdown(&self, deadline: Duration) -> usize {
         self.pool.shutdown(deadline).await
     }

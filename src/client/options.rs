@@ -14,7 +14,7 @@ pub struct Timeouts {
     /// Waiting for a connection to be set up: dns, tcp, proxy, tls and protocol together.
     /// Default 5 s. The dial itself goes on and serves others.
     pub connect: Option<Duration>,
-    /// From having a connection to the first byte of the response, without progress of the
+    /// From having a connection to the head of the response, all of it, without progress of the
     /// upload. Default none: a model may think for minutes.
     pub first_byte: Option<Duration>,
     /// Between two reads of the response body, counted only while a read is pending. Default
@@ -78,7 +78,7 @@ pub enum RetryPolicy {
     /// What the RFCs allow (RFC 9110 §9.2.2, RFC 9112 §9.3.1, RFC 9113 §8.7): requests that were
     /// provably not processed, of any method; idempotent ones also when a reused HTTP/1.1
     /// connection was lost before any byte of the response. Never once a byte of a response was
-    /// seen, and never with a body that cannot be produced again.
+    /// seen, unless that says that it was not processed (421, 425), and never with a body that cannot be produced again.
     #[default]
     Rfc,
 }

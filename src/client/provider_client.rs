@@ -70,7 +70,8 @@ impl Client {
         RequestBuilder::new(self.core.clone(), method, path.as_ref())
     }
 
-    /// Makes `n` requests at once possible without waiting for a connection; sends no request.
+    /// Makes `n` requests at once possible without waiting for a connection, over HTTP/2 as many as the peer allows on one;
+    /// sends no request.
     ///
     /// Dropping the future stops waiting; dials that were started finish.
     ///

@@ -128,7 +128,8 @@ impl Response {
     /// Dropping the future loses nothing; the next call goes on.
     ///
     /// # Errors
-    /// Truncated, ConnectionLost, Protocol, Refused, Timeout.
+    /// Truncated, ConnectionLost, Protocol, Refused, Timeout; SlowReader where so much was left unread that the stream was
+    /// reset; Body if the request's own body fails behind the head; Http1Required.
     pub async fn chunk(&mut self) -> Result<Option<Bytes>, Error> {
         loop {
             let frame = poll_fn(|cx| Pin::new(&mut self.body).poll_frame(cx)).await;

@@ -131,7 +131,7 @@ impl WebSocketBuilder {
     }
 
     /// The longest message that is taken. A longer one ends the session (1009, kind TooLarge), before room is made for it if
-    /// it is one frame; no more than twice as much is ever held. Default 16 MiB.
+    /// it is one frame; no more than three times as much is ever held. Default 16 MiB.
     pub fn max_message_bytes(mut self, bytes: usize) -> Self {
         self.options.max_message_bytes = bytes;
         self

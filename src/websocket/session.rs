@@ -93,6 +93,8 @@ pub(crate) struct Session<T> {
     write_failure: Option<Error>,
     /// What ended it.
     failure: Option<Error>,
+    /// The same, if only the way out was told of it so far: to the way in it is no clean end.
+    untold: Option<Error>,
 }
 
 impl<T> fmt::Debug for Session<T> {
@@ -125,6 +127,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Session<T> {
             close: None,
             write_failure: None,
             failure: None,
+            untold: None,
         }
     }
 
@@ -158,7 +161,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Session<T> {
             // Of a message, a ping or a pong that could not leave at once.
             let _in_vain = self.flush_rest(cx);
             let Some(frames) = &mut self.frames else {
-                return Poll::Ready(None);
+                return Poll::Ready(self.untold.take().map(Err));
             };
             let message = match Pin::new(frames).poll_next(cx) {
                 Poll::Ready(Some(Ok(message))) => message,
@@ -317,7 +320,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Session<T> {
         self.state = State::Closing { until };
         queued.map_err(|error| {
             let error = self.describe(error).at(Phase::Send);
-            self.fail(error)
+            self.fail_on_the_way_out(error)
         })
     }
 
@@ -330,7 +333,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Session<T> {
             return Poll::Ready(Ok(()));
         }
         let error = ready!(self.poll_alarm(cx));
-        Poll::Ready(Err(self.fail(error)))
+        Poll::Ready(Err(self.fail_on_the_way_out(error)))
     }
 
     /// Writes what there is to be written. A failure is noted, and nothing waits for it.
@@ -512,6 +515,12 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Session<T> {
     fn fail(&mut self, error: Error) -> Error {
         self.end();
         self.failure = Some(error.clone());
+        error
+    }
+
+    fn fail_on_the_way_out(&mut self, error: Error) -> Error {
+        let error = self.fail(error);
+        self.untold = Some(error.clone());
         error
     }
 
