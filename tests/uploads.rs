@@ -619,3 +619,85 @@ async fn upload_stops_where_its_reader_stops() {
     })
     .await;
 }
+
+/// As a server that answers piece by piece does: nothing ends the upload but its own end, or that of the answer.
+#[tokio::test(start_paused = true)]
+async fn upload_goes_on_beside_an_answer_that_has_begun() {
+    for has_length in [true, false] {
+        let sim = Sim::http1(move |mut conn, _| async move {
+            for _ in 0..2 {
+                conn.read_head().await;
+                let read = async |conn: &mut H1Conn| {
+                    if has_length {
+                        conn.read_body(10_000).await;
+                    } else {
+                        conn.read_until([&[b'x'; 10_000][..], b"\r\n"].concat())
+                            .await;
+                    }
+                };
+                read(&mut conn).await;
+                conn.send("HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\none")
+                    .await;
+                read(&mut conn).await;
+                read(&mut conn).await;
+                if !has_length {
+                    conn.read_until("0\r\n\r\n").await;
+                }
+                sleep(Duration::from_secs(1)).await;
+                conn.send("all").await;
+            }
+            conn.closed_by_client().await;
+        });
+        let pool = sim.pool(|pool| pool);
+        let client = sim::client(&pool, Protocols::Http1);
+        for how in [ConnectionUse::New, ConnectionUse::Idle] {
+            let request = client.post("/").body(Slowly::body(3, has_length));
+            let mut response = in_time(request.send()).await.unwrap();
+            assert_eq!(response.chunk().await.unwrap().unwrap(), "one");
+            let rest = in_time(response.text()).await.unwrap();
+            assert_eq!(rest, "all");
+            assert_eq!(response.connection_use(), how);
+            assert!(response.timing().upload_end().is_some());
+        }
+        assert_eq!(sim.dials(), 1);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn upload_that_fails_beside_its_answer_fails_the_answer() {
+    /// One piece, and then a failure.
+    struct Fails(usize);
+    impl http_body::Body for Fails {
+        type Data = Bytes;
+        type Error = std::io::Error;
+
+        fn poll_frame(
+            mut self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+            self.0 += 1;
+            match self.0 {
+                1 => Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(b"piece"))))),
+                // Until the answer has begun.
+                2..10 => {
+                    cx.waker().wake_by_ref();
+                    Poll::Pending
+                }
+                _ => Poll::Ready(Some(Err(std::io::Error::other("it broke")))),
+            }
+        }
+    }
+    let sim = Sim::http1(|mut conn, _| async move {
+        conn.read_head().await;
+        conn.send("HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\none")
+            .await;
+        conn.closed_by_client().await;
+    });
+    let pool = sim.pool(|pool| pool);
+    let client = sim::client(&pool, Protocols::Http1);
+    let request = client.post("/").body(Body::wrap(Fails(0)));
+    let mut response = in_time(request.send()).await.unwrap();
+    let error = in_time(response.bytes()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Body, "{error}");
+    assert!(error.to_string().contains("it broke"), "{error}");
+}

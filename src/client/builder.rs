@@ -340,7 +340,7 @@ fn without_secrets(url: &str) -> String {
         false => url.find(['?', '#']).unwrap_or(url.len()),
     };
     let cut = if end < url.len() { "..." } else { "" };
-    escape_peer_text(url[..end].as_bytes()) + cut
+    escape_peer_text(&url.as_bytes()[..end]) + cut
 }
 
 /// A minimum for a protocol that is never spoken would do nothing.

@@ -164,6 +164,13 @@ impl Call {
             Source::H1(lease) => {
                 let http1 = lease.http1();
                 let polled = http1.poll_body(cx);
+                if let Some(sent) = http1.take_sent() {
+                    let (bytes, total) = (sent.bytes, sent.total);
+                    self.recorder.emit(RequestEvent::BodySent { bytes, total });
+                    if sent.is_all {
+                        self.recorder.emit(RequestEvent::UploadEnd);
+                    }
+                }
                 if http1.was_at_hand()
                     && let Some(at) = self.recorder.read_at()
                 {

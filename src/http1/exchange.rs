@@ -1,5 +1,6 @@
 //! One connection: request out, response in, all inside the caller's own future.
 
+use std::fmt;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -71,6 +72,29 @@ enum Decoder {
     UntilClose,
 }
 
+/// What is left of a request whose answer has begun: both go on beside each other.
+struct Rest {
+    upload: Upload,
+    body: Body,
+    attending: Option<BoxFuture<'static, ()>>,
+    /// Whether the connection may serve another request once all of it is sent.
+    keep_alive: Result<(), CloseReason>,
+}
+
+impl fmt::Debug for Rest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Rest").finish_non_exhaustive()
+    }
+}
+
+/// How far the rest of a request is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sent {
+    pub(crate) bytes: u64,
+    pub(crate) total: Option<u64>,
+    pub(crate) is_all: bool,
+}
+
 /// An HTTP/1.1 connection.
 #[derive(Debug)]
 pub(crate) struct Http1<S> {
@@ -88,6 +112,8 @@ pub(crate) struct Http1<S> {
     buffer: BytesMut,
     state: State,
     keep_alive: Result<(), CloseReason>,
+    rest: Option<Box<Rest>>,
+    sent: Option<Sent>,
     /// Of the version that the last response had.
     is_http10: bool,
     announced: KeepAlive,
@@ -115,6 +141,8 @@ impl<S: Carrier> Http1<S> {
             buffer: BytesMut::new(),
             state: State::Idle,
             keep_alive: Ok(()),
+            rest: None,
+            sent: None,
             is_http10: false,
             announced: KeepAlive::default(),
             limits: HeadLimits::DEFAULT,
@@ -278,8 +306,9 @@ impl<S: Carrier> Http1<S> {
             polled
         })
         .await;
-        let upload_done = exchange.upload.is_done();
         let is_stray = exchange.is_stray;
+        let has_failed = exchange.write_error.is_some();
+        let (upload, attending) = (exchange.upload, exchange.attending.flatten());
         let (head, framing) = match result {
             Ok(done) => done,
             Err(error) => {
@@ -310,9 +339,20 @@ impl<S: Carrier> Http1<S> {
         if asks_to_close(request.headers) {
             self.keep_alive = Err(CloseReason::RequestAskedToClose);
         }
-        if !upload_done {
-            // RFC 9112 §9.5: an early answer ends the upload; the rest of it can never be told
-            // from a next request.
+        if !upload.is_done() {
+            // An early answer that is no success, or closes, ends the upload (RFC 9112 §9.5). Any other begins beside it,
+            // as that of a server which answers piece by piece, and may not end before.
+            let has_body = matches!(framing.body, BodyFraming::Length(_) | BodyFraming::Chunked);
+            let goes_on = head.status.is_success() && self.keep_alive.is_ok() && has_body;
+            if goes_on && !has_failed && !upload.is_expecting {
+                self.rest = Some(Box::new(Rest {
+                    upload,
+                    body: std::mem::take(body),
+                    attending,
+                    keep_alive: self.keep_alive,
+                }));
+            }
+            // What is left of it could never be told from a next request.
             self.keep_alive = Err(CloseReason::UploadUnfinished);
         }
         self.state = match framing.body {
@@ -352,6 +392,9 @@ impl<S: Carrier> Http1<S> {
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        if let Err(error) = self.poll_rest(cx) {
+            return self.fail_body(error);
+        }
         self.was_at_hand = true;
         loop {
             let State::Body(decoder) = &mut self.state else {
@@ -387,7 +430,13 @@ impl<S: Carrier> Http1<S> {
                 },
                 _ => {}
             }
-            match ready!(self.poll_fill(cx)) {
+            let filled = if self.rest.is_none() || coop::has_budget_remaining() {
+                self.poll_fill(cx)
+            } else {
+                // The upload has used the task's turn up, as it may the next ones.
+                pin!(coop::unconstrained(poll_fn(|cx| self.poll_fill(cx)))).poll(cx)
+            };
+            match ready!(filled) {
                 Ok(0) if matches!(self.state, State::Body(Decoder::UntilClose)) => {
                     self.end_response();
                     return Poll::Ready(None);
@@ -420,6 +469,41 @@ impl<S: Carrier> Http1<S> {
         }
     }
 
+    /// Sends more of the request.
+    fn poll_rest(&mut self, cx: &mut Context<'_>) -> Result<(), Error> {
+        let Some(rest) = &mut self.rest else {
+            return Ok(());
+        };
+        if let Some(attending) = &mut rest.attending {
+            let _never = attending.as_mut().poll(cx);
+        }
+        let polled = rest.upload.poll(cx, &mut self.io, &mut rest.body);
+        self.sent = Some(Sent {
+            bytes: rest.upload.body_sent,
+            total: rest.upload.total(),
+            is_all: rest.upload.is_done(),
+        });
+        match polled {
+            Poll::Pending => {}
+            Poll::Ready(Ok(())) => {
+                self.keep_alive = rest.keep_alive;
+                self.rest = None;
+            }
+            // The answer may be whole all the same.
+            Poll::Ready(Err(UploadError::Write(_))) => self.rest = None,
+            Poll::Ready(Err(UploadError::Body(error))) => {
+                self.rest = None;
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    /// How far the request is, if more of it was sent while its answer was read.
+    pub(crate) fn take_sent(&mut self) -> Option<Sent> {
+        self.sent.take()
+    }
+
     /// Reads what is left of the body and throws it away, at most `most` bytes. Ready when it has ended
     /// or is too long; [`reusable`](Self::reusable) tells which.
     pub(crate) fn poll_drain(&mut self, cx: &mut Context<'_>, most: &mut u64) -> Poll<()> {
@@ -440,6 +524,7 @@ impl<S: Carrier> Http1<S> {
 
     fn fail_body(&mut self, error: Error) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         self.state = State::Done(CloseReason::Failed);
+        self.rest = None;
         let error = error
             .at(Phase::Receive)
             .with_replay(ReplaySafety::Processed);
@@ -458,6 +543,7 @@ impl<S: Carrier> Http1<S> {
     }
 
     fn end_response(&mut self) {
+        self.rest = None;
         self.state = match self.keep_alive {
             Err(reason) => State::Done(reason),
             // Bytes behind a complete response could be taken for the answer to the next request.
