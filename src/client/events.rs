@@ -185,6 +185,7 @@ impl EventStream {
         if self.patience.is_some() {
             self.waits_since.get_or_insert_with(now);
         }
+        let had_turn = has_budget_remaining();
         loop {
             match self.decoder.decode(&mut self.chunk) {
                 Ok(Some(Item::Event(event))) => {
@@ -234,7 +235,7 @@ impl EventStream {
                 }
                 Poll::Pending => {
                     // What makes no event had the turn, and the timer does not get any of it either.
-                    let is_cut_short = !has_budget_remaining();
+                    let is_cut_short = had_turn && !has_budget_remaining();
                     if !(is_cut_short && self.is_out_of_time()) {
                         ready!(self.poll_alarm(cx));
                     }

@@ -128,7 +128,8 @@ impl HickoryResolver {
     }
 
     /// Whether the search domains of `resolv.conf` are appended to names with fewer dots than its
-    /// `ndots`. Default no: an origin's name is complete, and each domain would cost a question.
+    /// `ndots`. Default no: an origin's name is complete, and each domain would cost a question. The first name that has an
+    /// address of either family is it; one that cannot be asked fails the look-up, since it may be the one that is meant.
     pub fn search_domains(self, on: bool) -> Self {
         self.with(|config| config.search = on)
     }
@@ -365,7 +366,9 @@ where
             Poll::Pending => true,
             Poll::Ready(Err(error)) if !is_nothing(&error) => false,
             Poll::Ready(answer) => {
-                first = Some(answer);
+                if !matches!(first, Some(Ok(_))) {
+                    first = Some(answer);
+                }
                 false
             }
         });

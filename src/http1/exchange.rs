@@ -392,10 +392,12 @@ impl<S: Carrier> Http1<S> {
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        let (had_rest, had_turn) = (self.rest.is_some(), coop::has_budget_remaining());
         if let Err(error) = self.poll_rest(cx) {
             return self.fail_body(error);
         }
-        self.was_at_hand = true;
+        // Nor is the time at hand that the request's own body takes.
+        self.was_at_hand = !had_rest;
         loop {
             let State::Body(decoder) = &mut self.state else {
                 return Poll::Ready(None);
@@ -430,11 +432,11 @@ impl<S: Carrier> Http1<S> {
                 },
                 _ => {}
             }
-            let filled = if self.rest.is_none() || coop::has_budget_remaining() {
-                self.poll_fill(cx)
-            } else {
+            let filled = if had_turn && self.rest.is_some() && !coop::has_budget_remaining() {
                 // The upload has used the task's turn up, as it may the next ones.
                 pin!(coop::unconstrained(poll_fn(|cx| self.poll_fill(cx)))).poll(cx)
+            } else {
+                self.poll_fill(cx)
             };
             match ready!(filled) {
                 Ok(0) if matches!(self.state, State::Body(Decoder::UntilClose)) => {

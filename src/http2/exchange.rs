@@ -102,7 +102,9 @@ impl Http2 {
             if upload.is_at_hand() {
                 // What fits the window is queued before the task is given a chance: one write.
                 let mut cx = Context::from_waker(Waker::noop());
-                if let Poll::Ready(Err(error)) = upload.poll(&mut cx, &hold.stream) {
+                let polled = upload.poll(&mut cx, &hold.stream);
+                hold.handed(upload.sent());
+                if let Poll::Ready(Err(error)) = polled {
                     return Err(error);
                 }
             }

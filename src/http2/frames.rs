@@ -192,6 +192,8 @@ pub(crate) struct Scanner {
     /// Header bytes read.
     pub(super) have: usize,
     payload_left: u32,
+    /// Whose payload it is.
+    stream: u32,
     item: Option<Item>,
 }
 
@@ -265,6 +267,7 @@ impl Scanner {
         seen(Seen::Frame(header));
         self.item = Item::of(header);
         self.payload_left = header.len;
+        self.stream = header.stream;
         self.tell_whole_settings(seen);
         let is_content = header.kind == DATA && self.item.is_none();
         if is_content && !header.is_empty_data() && header.len <= MAX_FRAME {
@@ -287,9 +290,13 @@ impl Scanner {
         }
     }
 
-    /// It ends in the middle of a frame.
-    pub(super) fn is_cut(&self) -> bool {
-        self.have > 0 || self.payload_left > 0
+    /// The stream in the middle of whose frame it ends; 0 if that is none.
+    pub(super) fn cut_in(&self) -> u32 {
+        if self.payload_left > 0 {
+            self.stream
+        } else {
+            0
+        }
     }
 
     fn capture(&mut self, mut payload: &[u8], seen: &mut impl FnMut(Seen<'_>)) {

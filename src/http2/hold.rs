@@ -87,8 +87,8 @@ impl<L: Send + 'static> Hold<L> {
 
     /// The peer has said all that it had to say, and all of it was taken: the tap tells of a frame at its head.
     pub(super) fn is_answered(&self) -> bool {
-        let is_cut = self.shared.tap.is_cut();
         let stream = self.stream.id();
+        let is_cut = self.shared.tap.is_cut_in(stream);
         !is_cut && self.shared.ledger.enter().unread.is_complete(stream)
     }
 

@@ -114,8 +114,8 @@ pub(crate) struct TapState {
     settings_seen: AtomicBool,
     /// Bytes that were written.
     written: AtomicU64,
-    /// What has been read ends in the middle of a frame.
-    is_cut: AtomicBool,
+    /// The stream in the middle of whose frame ends what has been read; 0 if that is none.
+    cut_in: AtomicU32,
     /// How often the peer has set its stream limit.
     limits_seen: AtomicU32,
     /// The last one; as many as can be until there is one (RFC 9113 §6.5.2).
@@ -154,7 +154,7 @@ impl TapState {
             is_blocked: AtomicBool::new(false),
             settings_seen: AtomicBool::new(false),
             written: AtomicU64::new(0),
-            is_cut: AtomicBool::new(false),
+            cut_in: AtomicU32::new(0),
             limits_seen: AtomicU32::new(0),
             limit: AtomicU32::new(u32::MAX),
             header_list_limit: AtomicU32::new(u32::MAX),
@@ -188,9 +188,9 @@ impl TapState {
         self.written.load(Ordering::Relaxed)
     }
 
-    /// The connection ended in the middle of a frame.
-    pub(super) fn is_cut(&self) -> bool {
-        self.is_cut.load(Ordering::Relaxed)
+    /// What has been read ends in the middle of a frame of this stream.
+    pub(super) fn is_cut_in(&self, stream: u32) -> bool {
+        self.cut_in.load(Ordering::Relaxed) == stream
     }
 
     /// How often the peer has set its stream limit.
@@ -466,8 +466,7 @@ impl<S: Carrier> Tap<S> {
         });
         drop(accounts);
         // Whatever ends the connection may do so without another read.
-        let is_cut = self.scanner.is_cut();
-        state.is_cut.store(is_cut, Ordering::Relaxed);
+        state.cut_in.store(self.scanner.cut_in(), Ordering::Relaxed);
         if is_flood {
             state.is_flooded.store(true, Ordering::Release);
             return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));

@@ -107,6 +107,8 @@ pub(crate) async fn wait_for(
             Found::Lease(lease) => return Ok(lease),
             Found::Nothing(place) => place,
         };
+        // It may be another origin than it was, if that was forgotten between.
+        place.host.drive();
     }
 }
 

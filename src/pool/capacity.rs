@@ -94,10 +94,12 @@ impl Capacity {
 
     /// Whose turn it is: of those that starve the one that has for longest, or the first in line. A place that was
     /// given up for somebody who starves must not go back to who gave it up.
-    fn next_blocked(&self) -> Option<Weak<dyn Blocked>> {
+    ///
+    /// `may_starve` is put out where nobody does: then nobody is asked again.
+    fn next_blocked(&self, may_starve: &mut bool) -> Option<Weak<dyn Blocked>> {
         let blocked = self.with_blocked(|blocked| match blocked.len() {
-            0 | 1 => Err(blocked.pop_front()),
-            _ => Ok(blocked.iter().cloned().collect::<Vec<_>>()),
+            2.. if *may_starve => Ok(blocked.iter().cloned().collect::<Vec<_>>()),
+            _ => Err(blocked.pop_front()),
         });
         let blocked = match blocked {
             Ok(blocked) => blocked,
@@ -106,6 +108,7 @@ impl Capacity {
         let since = |who: &Weak<dyn Blocked>| who.upgrade()?.starves_since();
         let starving = blocked.iter().filter_map(|who| Some((since(who)?, who)));
         let next = starving.min_by_key(|(since, _)| *since).map(|(_, who)| who);
+        *may_starve = next.is_some();
         self.with_blocked(|blocked| {
             let is_next = |who: &Weak<dyn Blocked>| next.is_some_and(|next| next.ptr_eq(who));
             match blocked.iter().position(is_next) {
@@ -147,8 +150,9 @@ impl Capacity {
             let Some(mut permit) = self.take() else {
                 return;
             };
+            let mut may_starve = true;
             loop {
-                let Some(next) = self.next_blocked() else {
+                let Some(next) = self.next_blocked(&mut may_starve) else {
                     permit.give_back();
                     break;
                 };

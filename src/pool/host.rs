@@ -316,6 +316,10 @@ impl Host {
             patient_since: turn.unwrap_or(at),
             waits_for: None,
         };
+        if turn.is_some() {
+            // What it got is closed next, and with the place that comes free it is seen to.
+            return Ok(Checkout::Line(place));
+        }
         self.drive();
         if let Some((Cover { since: None, .. }, _)) = self.standing(ticket) {
             let is_suspect = |conn: &Arc<H2Conn>| conn.pulse() == Pulse::Suspect;
@@ -325,9 +329,7 @@ impl Host {
                 place.waits_for = Some(WaitCause::Dial);
             } else {
                 place.waits_for = Some(WaitCause::Limit);
-                if turn.is_none() {
-                    self.shared.counters.limit_hit();
-                }
+                self.shared.counters.limit_hit();
             }
         }
         Ok(Checkout::Line(place))

@@ -95,7 +95,10 @@ impl Cover {
     fn end(&mut self, now: Instant) {
         if let Some(since) = self.since.take() {
             let first = self.before.map_or(since, |(first, _)| first);
-            self.before = Some((first, now));
+            // One that ended as it began has covered nothing.
+            if first < now {
+                self.before = Some((first, now));
+            }
         }
     }
 }

@@ -35,7 +35,8 @@ impl Books {
     fn kept_idle(&self, minimum: Minimum) -> usize {
         let state = &self.state;
         let idle = |conns: &[Arc<H2Conn>]| conns.iter().filter(|conn| conn.in_use() == 0).count();
-        let shared = idle(&state.shared).min(minimum.shared);
+        let busy = state.shared.len() - idle(&state.shared);
+        let shared = idle(&state.shared).min(minimum.shared.saturating_sub(busy));
         state.idle.len().min(minimum.idle) + shared + idle(&state.settling)
     }
 

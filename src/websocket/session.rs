@@ -153,6 +153,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Session<T> {
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Message, Error>>> {
+        let had_turn = has_budget_remaining();
         for _ in 0..MOST_IN_ONE_TURN {
             if let State::Leaving { until } = self.state {
                 ready!(self.poll_leave(cx, until));
@@ -189,7 +190,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Session<T> {
                 }
                 Poll::Pending => {
                     // Fragments that end no message had the turn, and the timer does not get any of it either.
-                    let is_cut_short = !has_budget_remaining();
+                    let is_cut_short = had_turn && !has_budget_remaining();
                     if is_cut_short && let Err(error) = self.check_time(MOST_IN_ONE_TURN) {
                         return Poll::Ready(Some(Err(self.fail(error))));
                     }
