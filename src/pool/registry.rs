@@ -27,7 +27,6 @@ use super::key::Key;
 use super::limits::Limits;
 use super::maintenance::{Janitor, Origins, Tended};
 use super::shared::{MakeRoom, Shared};
-use super::state::Minimum;
 
 /// What a pool is made of.
 pub(crate) struct PoolConfig {
@@ -305,13 +304,7 @@ impl Registry {
             .iter()
             .filter(|key| except != Some(key))
             .filter_map(|key| hosts.get(key).cloned())
-            .filter_map(|host| {
-                Some((
-                    Some(host.key.runtime()) != here,
-                    host.idle_since(Minimum::default())?,
-                    host,
-                ))
-            })
+            .filter_map(|host| Some((Some(host.key.runtime()) != here, host.idle_since()?, host)))
             .collect();
         idle.sort_by_key(|(is_elsewhere, since, _): &(bool, Instant, _)| (*is_elsewhere, *since));
         for (_, _, host) in idle {

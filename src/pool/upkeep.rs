@@ -87,9 +87,12 @@ impl Host {
         }
     }
 
-    /// When its longest idle connection became so; without those of the minimum that is kept.
-    pub(crate) fn idle_since(&self, kept: Minimum) -> Option<Instant> {
-        lock(&self.books).oldest_idle(kept).map(|(since, _)| since)
+    /// When its longest idle connection became so.
+    pub(crate) fn idle_since(&self) -> Option<Instant> {
+        let books = lock(&self.books);
+        books
+            .oldest_idle(Minimum::default())
+            .map(|(since, _)| since)
     }
 
     /// Idle connections that do not count, and since when the longest idle one is that does.
