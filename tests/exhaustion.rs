@@ -186,12 +186,14 @@ async fn without_an_idle_one_the_error_says_so_and_the_pool_recovers() {
     .await;
 }
 
-/// Runs a test once more in a process of its own, since the limit is the process's; true inside it.
+/// Runs a test once more in a process of its own, since the limit is the process's, and there does this.
 #[cfg(target_os = "linux")]
-fn has_few_descriptors(test: &str) -> bool {
+fn with_few_descriptors(test: &str, act: impl Future<Output = ()>) {
     const INSIDE: &str = "FIRSTBYTE_TEST_FEW_DESCRIPTORS";
     if std::env::var_os(INSIDE).is_some() {
-        return true;
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        let runtime = runtime.enable_all().build().unwrap();
+        return runtime.block_on(in_time(act));
     }
     let exe = std::env::current_exe().unwrap();
     let script = format!("ulimit -n 64; exec \"$0\" --exact {test} --nocapture");
@@ -204,7 +206,6 @@ fn has_few_descriptors(test: &str) -> bool {
         ran.status.success() && said.contains("1 passed"),
         "{said}{failed}"
     );
-    false
 }
 
 /// Takes every descriptor that is left.
@@ -216,22 +217,16 @@ fn take_all() -> Vec<std::fs::File> {
 #[cfg(target_os = "linux")]
 #[test]
 fn unix_socket_gets_the_descriptor_of_an_idle_connection() {
-    if has_few_descriptors("unix_socket_gets_the_descriptor_of_an_idle_connection") {
-        let runtime = tokio::runtime::Builder::new_current_thread();
-        let runtime = { runtime }.enable_all().build().unwrap();
-        runtime.block_on(in_time(without_descriptors()));
-    }
+    let test = "unix_socket_gets_the_descriptor_of_an_idle_connection";
+    with_few_descriptors(test, without_descriptors());
 }
 
 /// To ask a name server takes a descriptor too.
 #[cfg(target_os = "linux")]
 #[test]
 fn look_up_gets_the_descriptor_of_an_idle_connection() {
-    if has_few_descriptors("look_up_gets_the_descriptor_of_an_idle_connection") {
-        let runtime = tokio::runtime::Builder::new_current_thread();
-        let runtime = { runtime }.enable_all().build().unwrap();
-        runtime.block_on(in_time(look_up_without_descriptors()));
-    }
+    let test = "look_up_gets_the_descriptor_of_an_idle_connection";
+    with_few_descriptors(test, look_up_without_descriptors());
 }
 
 #[cfg(target_os = "linux")]

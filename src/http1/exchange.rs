@@ -1,6 +1,5 @@
 //! One connection: request out, response in, all inside the caller's own future.
 
-use std::fmt;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -31,7 +30,7 @@ use super::encode::{Forward, RequestHead};
 use super::framing::{self, BodyFraming};
 use super::interrupt::{Interrupt, Killer};
 use super::keep_alive::KeepAlive;
-use super::upload::{Upload, UploadError};
+use super::upload::{Rest, Sent, Upload, UploadError};
 
 /// Asked of the stream by one read of a body.
 const READ_SIZE: usize = 16 * 1024;
@@ -70,29 +69,6 @@ enum Decoder {
     Length(u64),
     Chunked(ChunkedDecoder),
     UntilClose,
-}
-
-/// What is left of a request whose answer has begun: both go on beside each other.
-struct Rest {
-    upload: Upload,
-    body: Body,
-    attending: Option<BoxFuture<'static, ()>>,
-    /// Whether the connection may serve another request once all of it is sent.
-    keep_alive: Result<(), CloseReason>,
-}
-
-impl fmt::Debug for Rest {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Rest").finish_non_exhaustive()
-    }
-}
-
-/// How far the rest of a request is.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Sent {
-    pub(crate) bytes: u64,
-    pub(crate) total: Option<u64>,
-    pub(crate) is_all: bool,
 }
 
 /// An HTTP/1.1 connection.

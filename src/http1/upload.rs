@@ -1,6 +1,7 @@
 //! The request on its way out: its head, and its body framed, in as few writes as the body allows.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -10,8 +11,9 @@ use http::HeaderMap;
 use http_body::Frame;
 
 use crate::body::{Body, forbidden_trailer};
+use crate::close_reason::CloseReason;
 use crate::error::{Error, ErrorKind};
-use crate::io::Carrier;
+use crate::io::{BoxFuture, Carrier};
 
 use super::encode::{self, Forward, RequestHead, UploadFraming};
 
@@ -248,6 +250,29 @@ impl Upload {
         self.stage = Stage::Flush;
         Ok(())
     }
+}
+
+/// What is left of a request whose answer has begun: both go on beside each other.
+pub(super) struct Rest {
+    pub(super) upload: Upload,
+    pub(super) body: Body,
+    pub(super) attending: Option<BoxFuture<'static, ()>>,
+    /// Whether the connection may serve another request once all of it is sent.
+    pub(super) keep_alive: Result<(), CloseReason>,
+}
+
+impl fmt::Debug for Rest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Rest").finish_non_exhaustive()
+    }
+}
+
+/// How far the rest of a request is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sent {
+    pub(crate) bytes: u64,
+    pub(crate) total: Option<u64>,
+    pub(crate) is_all: bool,
 }
 
 fn length_error() -> Error {
