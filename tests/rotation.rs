@@ -492,3 +492,30 @@ async fn upgraded_connection_gets_no_successor() {
     drop(upgraded);
     eventually("it is closed", || pool.stats().open == 0).await;
 }
+
+/// While a successor waits for the peer's SETTINGS there is one more than there will be.
+#[tokio::test(start_paused = true)]
+async fn successor_that_settles_costs_no_other_origin_its_idle_connection() {
+    let sim = Sim::http2(|mut conn, index| async move {
+        if index >= 2 {
+            sleep(millis(50)).await;
+        }
+        conn.handshake(&[]).await;
+        while let Some(head) = conn.read_kind(HEADERS).await {
+            conn.headers(head.stream, OK, true).await;
+        }
+    });
+    let limits = Limits::default()
+        .max_keepalive_connections(2)
+        .max_requests_per_connection(20);
+    let pool = sim.pool(|pool| pool.limits(limits));
+    let idle = sim::client_of(&pool, sim::OTHERS[0], plain(Protocols::Http2));
+    get(&idle).await;
+    let busy = sim::client(&pool, plain(Protocols::Http2));
+    for _ in 0..100 {
+        get(&busy).await;
+        sleep(millis(10)).await;
+    }
+    assert!(sim.dials() >= 5, "{}", sim.dials());
+    assert_eq!(get(&idle).await.0, ConnectionUse::Idle);
+}
